@@ -1,0 +1,145 @@
+"""DualToken: one vision tower, a pixel vocabulary on a shallow layer and a semantic one on a deep layer."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dualtoken_jax.models.decoder import DecoderConfig, make_decoder
+from dualtoken_jax.models.projection import Kind, projection
+from dualtoken_jax.models.quantizer import Codebook, Quantized, QuantizerConfig
+from dualtoken_jax.models.siglip import SiglipConfig, VisionTower
+
+Supervision = Literal["dual", "single", "dual_deep", "pixel_only", "semantic_only"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DualTokenConfig:
+    """The tokenizer; the defaults are the released 384 px configuration."""
+
+    siglip: SiglipConfig = SiglipConfig()
+    # dual: the paper · single: one codebook at the deep layer for both losses · dual_deep: two codebooks at the deep
+    # layer · pixel_only / semantic_only: one branch, its losses only
+    supervision: Supervision = "dual"
+    pixel_layer: int = 6  # the pixel branch taps h_6 (1-based: the hidden state after layer 6)
+    semantic_layer: int = 26  # the semantic branch taps and replaces h_26
+    shortcut_layer: int | None = 4  # h_4 is added to the pixel branch through a projection of its own; None as in the paper
+    shortcut_weight: float = 0.6
+    projection: Kind = "attention"
+    post_attention: Literal["causal", "full"] = "causal"  # attention of the up-projections, in raster order
+    pixel: QuantizerConfig = QuantizerConfig()
+    semantic: QuantizerConfig = QuantizerConfig()
+    decoder: DecoderConfig = DecoderConfig()
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the vocabularies that exist; the single one serves both losses under the name `semantic`."""
+        return {"single": ("semantic",), "pixel_only": ("pixel",), "semantic_only": ("semantic",)}.get(
+            self.supervision, ("pixel", "semantic")
+        )
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether there is a decoder."""
+        return self.supervision != "semantic_only"
+
+    @property
+    def has_shortcut(self) -> bool:
+        """Whether the pixel branch adds a shallower tap."""
+        return self.shortcut_layer is not None and self.supervision in ("dual", "pixel_only")
+
+    @property
+    def pixel_tap(self) -> int:
+        """The layer that the decoder's codes are taken from."""
+        return self.semantic_layer if self.supervision in ("single", "dual_deep") else self.pixel_layer
+
+    def quantizer(self, branch: str) -> QuantizerConfig:
+        """The vocabulary of that branch."""
+        return self.pixel if branch == "pixel" else self.semantic
+
+
+class Latents(NamedTuple):
+    """What goes into the codebooks, and where the tower stopped."""
+
+    vectors: dict[str, jax.Array]  # per branch [B, N, E]
+    hidden: jax.Array  # h_semantic [B, N, C], not quantized
+
+
+class Branch(nnx.Module):
+    """The projections around one codebook: down C → E, up E → C; `up_pixel` feeds the decoder of a single codebook."""
+
+    def __init__(self, config: DualTokenConfig, branch: str, rngs: nnx.Rngs):
+        width, code = config.siglip.vision.width, config.quantizer(branch).width
+        options = {"dtype": jnp.dtype(config.siglip.dtype), "rngs": rngs}
+        causal = config.post_attention == "causal"
+        self.down = projection(config.projection, width, code, causal=False, **options)
+        self.up = projection(config.projection, code, width, causal=causal, **options)
+        if branch == "pixel" and config.has_shortcut:
+            self.shortcut = projection(config.projection, width, code, causal=False, **options)
+        if config.supervision == "single":
+            self.up_pixel = projection(config.projection, code, width, causal=causal, **options)
+
+
+class DualToken(nnx.Module):
+    """The trainable modules. Codebooks are not modules: callers quantize between `encode` and `decode` / `finish`."""
+
+    def __init__(self, config: DualTokenConfig, rngs: nnx.Rngs):
+        siglip, self.config = config.siglip, config
+        self.vision = VisionTower(siglip, rngs)
+        for branch in config.branches:
+            setattr(self, branch, Branch(config, branch, rngs))
+        if config.reconstructs:
+            self.decoder = make_decoder(
+                config.decoder,
+                siglip.vision.width,
+                siglip.grid,
+                siglip.patch_size,
+                jnp.dtype(siglip.dtype),
+                siglip.remat,
+                rngs,
+            )
+
+    def encode(self, images: jax.Array) -> Latents:
+        """Images [B, H, W, 3] in [−1, 1] → the vectors to quantize."""
+        config, encoder = self.config, self.vision.encoder
+        hidden, layer, taps = self.vision.embed(images), 0, {}
+        for stop in sorted({*self._taps(), config.semantic_layer}):
+            hidden, layer = encoder(hidden, layer, stop), stop
+            taps[layer] = hidden
+        vectors = {}
+        if "pixel" in config.branches:
+            vectors["pixel"] = self.pixel.down(taps[config.pixel_tap])
+            if config.has_shortcut:
+                vectors["pixel"] += config.shortcut_weight * self.pixel.shortcut(taps[config.shortcut_layer])
+        if "semantic" in config.branches:
+            vectors["semantic"] = self.semantic.down(taps[config.semantic_layer])
+        return Latents({name: v.astype(jnp.float32) for name, v in vectors.items()}, hidden)
+
+    def _taps(self) -> set[int]:
+        shortcut = {self.config.shortcut_layer} if self.config.has_shortcut else set()
+        return shortcut | ({self.config.pixel_tap} if "pixel" in self.config.branches else set())
+
+    def decoder_features(self, quantized: dict[str, jax.Array]) -> jax.Array:
+        """Input of the decoder's last layer from de-quantized vectors [B, N, E] by branch."""
+        if self.config.supervision == "single":
+            tokens = self.semantic.up_pixel(quantized["semantic"])
+        else:
+            tokens = self.pixel.up(quantized["pixel"])
+        return self.decoder.features(tokens)
+
+    def semantic_features(self, quantized: dict[str, jax.Array], hidden: jax.Array) -> jax.Array:
+        """u: the tensor [B, N, C] that replaces h_semantic; without a semantic codebook that is `hidden` itself."""
+        if "semantic" not in self.config.branches:
+            return hidden
+        return self.semantic.up(quantized["semantic"])
+
+    def finish(self, features: jax.Array) -> jax.Array:
+        """The rest of the tower: u [B, N, C] → pooled image embedding [B, C] float32."""
+        return self.vision.pool(self.vision.encoder(features, self.config.semantic_layer))
+
+
+def quantize_branches(codebooks: dict[str, Codebook], latents: Latents, quantize) -> dict[str, Quantized]:
+    """Applies `quantize(branch, codebook, vectors)` to every branch."""
+    return {name: quantize(name, codebooks[name], vectors) for name, vectors in latents.vectors.items()}

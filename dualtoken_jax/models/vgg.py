@@ -1,0 +1,186 @@
+"""VGG16 features and the LPIPS distance over them (METHOD section 5; Zhang et al. 2018, arXiv 1801.03924, v0.1)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+SHIFT = (-0.030, -0.088, -0.188)  # the lpips package's constants, for images in [-1, 1]
+SCALE = (0.458, 0.448, 0.450)
+NORM_EPS = 1e-10
+
+
+@dataclass(frozen=True)
+class VggConfig:
+    """The shape of the trunk. The defaults are VGG16; anything else is for tests."""
+
+    widths: tuple[int, ...] = (64, 128, 256, 512, 512)  # channels of each block
+    depths: tuple[int, ...] = (2, 2, 3, 3, 3)  # 3×3 convolutions in each block
+
+    def __post_init__(self):
+        if len(self.widths) != len(self.depths):
+            raise ValueError(
+                f"widths has {len(self.widths)} blocks, depths has {len(self.depths)}; give one entry of each per block"
+            )
+
+    def convolutions(self) -> list[tuple[str, int, int]]:
+        """(name, channels in, channels out) in forward order, under the usual names conv1_1 … conv5_3."""
+        table, channels = [], 3
+        for block, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True), start=1):
+            for layer in range(1, depth + 1):
+                table.append((f"conv{block}_{layer}", channels, width))
+                channels = width
+        return table
+
+
+class Vgg16(nnx.Module):
+    """VGG16 up to relu5_3.
+
+    A float32 trunk multiplies in full float32 on every platform (TPUs and TF32 GPUs would round the factors otherwise),
+    so that measured LPIPS means the same everywhere. Training asks for bfloat16.
+    """
+
+    def __init__(self, config: VggConfig, rngs: nnx.Rngs, compute_dtype: DTypeLike = jnp.float32):
+        self.config = config
+        full = jnp.dtype(compute_dtype) == jnp.float32
+        self.convolutions = nnx.Dict(
+            {
+                name: nnx.Conv(
+                    inputs,
+                    outputs,
+                    (3, 3),
+                    dtype=compute_dtype,
+                    precision=jax.lax.Precision.HIGHEST if full else None,
+                    kernel_init=nnx.initializers.he_normal(),
+                    rngs=rngs,
+                )
+                for name, inputs, outputs in config.convolutions()
+            }
+        )
+
+    def __call__(self, x: Float[Array, "B H W 3"]) -> list[Float[Array, "B _ _ _"]]:
+        """The taps relu1_2, 2_2, 3_3, 4_3, 5_3 in the compute dtype; tap i has H // 2^i rows and widths[i] channels.
+
+        `x` is already shifted and scaled. Raises ValueError if the image is smaller than the deepest tap needs.
+        """
+        smallest = 2 ** (len(self.config.widths) - 1)
+        if min(x.shape[1:3]) < smallest:
+            raise ValueError(
+                f"an image of {x.shape[1]}×{x.shape[2]} px is too small: use at least {smallest} px a side"
+            )
+        taps = []
+        for block, depth in enumerate(self.config.depths, start=1):
+            if block > 1:
+                x = nnx.max_pool(x, (2, 2), strides=(2, 2))  # [B, H/2, W/2, C]
+            for layer in range(1, depth + 1):
+                x = nnx.relu(self.convolutions[f"conv{block}_{layer}"](x))  # [B, H, W, C]
+            taps.append(x)
+        return taps
+
+
+class Lpips(nnx.Module):
+    """Learned perceptual distance. Freshly made it has random weights: put those of `load_lpips` in their place."""
+
+    def __init__(self, config: VggConfig, rngs: nnx.Rngs, compute_dtype: DTypeLike = jnp.float32):
+        self.trunk = Vgg16(config, rngs, compute_dtype)
+        # Distance needs non-negative weights, as the published ones are.
+        self.linear = nnx.Dict(
+            {
+                f"linear{block}": nnx.Param(jax.random.uniform(rngs.params(), (width,)))
+                for block, width in enumerate(config.widths, start=1)
+            }
+        )
+
+    def __call__(self, x: Float[Array, "B H W 3"], y: Float[Array, "B H W 3"]) -> Float[Array, " B"]:
+        """Distance of each pair of images in [-1, 1], float32 and non-negative; METHOD section 5.
+
+        Raises ValueError if the shapes differ or are not [B, H, W, 3].
+        """
+        if x.shape != y.shape or x.ndim != 4 or x.shape[-1] != 3:
+            raise ValueError(f"LPIPS compares two batches [B, H, W, 3] of one shape, got {x.shape} and {y.shape}")
+        # Two passes, not one over the concatenation: with a constant y its half of the backward pass disappears.
+        pairs = zip(self.trunk(_standardise(x)), self.trunk(_standardise(y)), self.linear.values(), strict=True)
+        return sum(_tap_distance(a, b, weight[...]) for a, b, weight in pairs)
+
+
+def _standardise(x: jax.Array) -> jax.Array:
+    return (x.astype(jnp.float32) - jnp.array(SHIFT)) / jnp.array(SCALE)
+
+
+def _tap_distance(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:
+    squared = jnp.square(_unit_channels(a) - _unit_channels(b))  # [B, h, w, C]
+    return jnp.mean(jnp.sum(squared * weight, axis=-1), axis=(1, 2))  # [B]
+
+
+def _unit_channels(x: jax.Array) -> jax.Array:
+    x = x.astype(jnp.float32)
+    squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    # Where no channel fires the root has no derivative: unguarded, one such place turns the gradient to NaN.
+    alive = squared > 0
+    norm = jnp.where(alive, jnp.sqrt(jnp.where(alive, squared, 1.0)), 0.0)
+    return x / (norm + NORM_EPS)  # eps outside the root, as the lpips package has it
+
+
+def load_lpips(path: str | Path, config: VggConfig = VggConfig()) -> dict:
+    """Parameters of `Lpips` from a .npz or .safetensors file, as a nested dict of float32 host arrays.
+
+    The file holds torchvision's `features.N.weight` / `features.N.bias` (vgg16, classifier left out) and the lpips
+    package's `lin0.model.1.weight` … `lin4.model.1.weight`. Raises ValueError with every missing, unexpected and
+    mis-shaped name at once.
+    """
+    tensors, table = _read_tensors(Path(path)), _name_table(config)
+    problems = [f"missing: {name} {shape}" for name, (_, shape) in table.items() if name not in tensors]
+    problems += [f"unexpected: {name} {tensors[name].shape}" for name in tensors if name not in table]
+    for name in table.keys() & tensors.keys():
+        if tensors[name].shape != table[name][1]:
+            problems.append(f"wrong shape: {name} is {tensors[name].shape}, expected {table[name][1]}")
+    if problems:
+        raise ValueError(
+            f"{path} is not LPIPS over VGG16, {len(problems)} problems:\n  " + "\n  ".join(sorted(problems))
+        )
+    params = {}
+    for name, (where, _) in table.items():
+        node = params
+        for key in where[:-1]:
+            node = node.setdefault(key, {})
+        node[where[-1]] = _to_flax(tensors[name])
+    return params
+
+
+def _name_table(config: VggConfig) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+    """PyTorch name → (path in the nested dict, PyTorch shape)."""
+    table, position = {}, 0
+    for name, inputs, outputs in config.convolutions():
+        if position and name.endswith("_1"):
+            position += 1  # torchvision counts the ReLU after each convolution and the pooling before each block
+        table[f"features.{position}.weight"] = ("trunk", "convolutions", name, "kernel"), (outputs, inputs, 3, 3)
+        table[f"features.{position}.bias"] = ("trunk", "convolutions", name, "bias"), (outputs,)
+        position += 2
+    for block, width in enumerate(config.widths):
+        table[f"lin{block}.model.1.weight"] = ("linear", f"linear{block + 1}"), (1, width, 1, 1)
+    return table
+
+
+def _to_flax(tensor: np.ndarray) -> np.ndarray:
+    tensor = tensor.astype(np.float32)
+    if tensor.ndim == 4 and tensor.shape[2:] == (3, 3):
+        return np.ascontiguousarray(tensor.transpose(2, 3, 1, 0))  # OIHW → HWIO
+    return tensor.reshape(-1)  # a bias, or the 1×1 weights [1, C, 1, 1] → [C]
+
+
+def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import load_file
+
+        return load_file(path)
+    raise ValueError(
+        f"{path}: cannot read {path.suffix or 'a file without a suffix'}; give a .npz or .safetensors file"
+    )

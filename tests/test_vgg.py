@@ -1,0 +1,174 @@
+"""LPIPS over VGG16: parity with PyTorch at float32, properties of a distance, and the loader's errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dualtoken_jax.models.vgg import NORM_EPS, SCALE, SHIFT, Lpips, VggConfig, load_lpips
+
+TINY = VggConfig(widths=(8, 12, 16, 24, 20))
+
+
+@pytest.fixture
+def images():
+    """Two batches in [-1, 1] whose sides are odd, so that pooling has to round down."""
+    x, y = np.random.default_rng(0).uniform(-1, 1, (2, 3, 37, 50, 3)).astype(np.float32)
+    return jnp.asarray(x), jnp.asarray(y)
+
+
+@pytest.fixture
+def lpips():
+    return Lpips(TINY, nnx.Rngs(0))
+
+
+def torch_trunk(torch, config):
+    """The layers of torchvision's vgg16().features up to relu5_3, with its numbering."""
+    layers, channels = [], 3
+    for block, (width, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
+        layers += [torch.nn.MaxPool2d(2, 2)] if block else []
+        for _ in range(depth):
+            layers += [torch.nn.Conv2d(channels, width, 3, padding=1), torch.nn.ReLU()]
+            channels = width
+    return torch.nn.Sequential(*layers)
+
+
+def torch_taps(torch, trunk, config, x):
+    """Every ReLU that ends a block."""
+    taps = []
+    for position, layer in enumerate(trunk):
+        x = layer(x)
+        if position + 1 == len(trunk) or isinstance(trunk[position + 1], torch.nn.MaxPool2d):
+            taps.append(x)
+    assert len(taps) == len(config.widths)
+    return taps
+
+
+def torch_lpips(torch, trunk, linear, config, x, y):
+    def features(image):
+        image = (image - torch.tensor(SHIFT).view(1, 3, 1, 1)) / torch.tensor(SCALE).view(1, 3, 1, 1)
+        taps = torch_taps(torch, trunk, config, image)
+        return [t / (torch.sqrt(torch.sum(t**2, dim=1, keepdim=True)) + NORM_EPS) for t in taps]
+
+    layers = zip(features(x), features(y), linear, strict=True)
+    return sum(torch.nn.functional.conv2d((a - b) ** 2, w).mean(dim=(1, 2, 3)) for a, b, w in layers)
+
+
+def weight_file(config, path, rng):
+    """A weight file under PyTorch's names, numbered by hand from torchvision's vgg16."""
+    tensors, positions = {}, (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+    for position, (_, inputs, outputs) in zip(positions, config.convolutions(), strict=True):
+        scale = (2 / (9 * inputs)) ** 0.5
+        tensors[f"features.{position}.weight"] = rng.normal(0, scale, (outputs, inputs, 3, 3)).astype(np.float32)
+        tensors[f"features.{position}.bias"] = rng.normal(0, 0.1, outputs).astype(np.float32)
+    for block, width in enumerate(config.widths):
+        tensors[f"lin{block}.model.1.weight"] = rng.uniform(0, 1, (1, width, 1, 1)).astype(np.float32)
+    np.savez(path, **tensors)
+    return tensors
+
+
+def with_params(lpips, params):
+    graphdef, state = nnx.split(lpips)
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graphdef, state)
+
+
+def test_trunk_and_distance_match_pytorch(images, lpips, tmp_path):
+    torch = pytest.importorskip("torch")
+    tensors = weight_file(TINY, tmp_path / "w.npz", np.random.default_rng(1))
+    lpips = with_params(lpips, load_lpips(tmp_path / "w.npz", TINY))
+    trunk = torch_trunk(torch, TINY)
+    trunk.load_state_dict(
+        {k.removeprefix("features."): torch.tensor(v) for k, v in tensors.items() if k.startswith("features.")}
+    )
+    linear = [torch.tensor(tensors[f"lin{block}.model.1.weight"]) for block in range(5)]
+    x, y = (torch.tensor(np.asarray(image)).permute(0, 3, 1, 2).requires_grad_() for image in images)
+
+    for ours, theirs in zip(lpips.trunk(images[0]), torch_taps(torch, trunk, TINY, x), strict=True):
+        theirs = theirs.detach().permute(0, 2, 3, 1).numpy()
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
+
+    expected = torch_lpips(torch, trunk, linear, TINY, x, y)
+    np.testing.assert_allclose(lpips(*images), expected.detach().numpy(), rtol=1e-5)
+    expected.sum().backward()
+    gradient = jax.grad(lambda x: lpips(x, images[1]).sum())(images[0])
+    theirs = x.grad.permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(gradient, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
+
+
+def test_distance_is_zero_for_equal_images_symmetric_and_positive(images, lpips):
+    x, y = images
+    np.testing.assert_array_equal(lpips(x, x), np.zeros(3))
+    np.testing.assert_array_equal(lpips(x, y), lpips(y, x))
+    assert (lpips(x, y) > 0).all()
+
+
+def test_one_image_does_not_see_its_neighbours(images, lpips):
+    x, y = images
+    np.testing.assert_allclose(lpips(x, y)[1:2], lpips(x[1:2], y[1:2]), rtol=1e-6)
+
+
+def test_gradient_reaches_every_pixel_and_survives_dead_features(images, lpips):
+    x, y = images
+    gradient = jax.grad(lambda x: lpips(x, y).sum())(x)
+    assert np.isfinite(gradient).all() and (np.abs(gradient).sum(axis=-1) > 0).mean() > 0.99
+    lpips.trunk.convolutions["conv3_1"].bias[...] = jnp.full(TINY.widths[2], -1e3)  # taps 3 to 5 are all zero
+    value, gradient = jax.value_and_grad(lambda x: lpips(x, y).sum())(x)
+    assert np.isfinite(value) and np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+
+
+def test_bfloat16_trunk_gives_float32_distances_close_to_float32(images, lpips):
+    x, y = images
+    half = with_params(Lpips(TINY, nnx.Rngs(1), jnp.bfloat16), nnx.to_pure_dict(nnx.state(lpips)))
+    assert half.trunk(x)[0].dtype == jnp.bfloat16 and half(x, y).dtype == jnp.float32
+    np.testing.assert_allclose(half(x, y), lpips(x, y), rtol=0.03)
+
+
+def test_the_default_is_vgg16():
+    lpips = nnx.eval_shape(lambda: Lpips(VggConfig(), nnx.Rngs(0)))
+    params = nnx.to_pure_dict(nnx.state(lpips))
+    assert sum(p.size for p in jax.tree.leaves(params["trunk"])) == 14_714_688  # torchvision's vgg16().features
+    image = jax.ShapeDtypeStruct((2, 256, 256, 3), jnp.float32)
+    taps = nnx.eval_shape(lambda m, x: m.trunk(x), lpips, image)
+    assert [t.shape[1:] for t in taps] == [(256, 256, 64), (128, 128, 128), (64, 64, 256), (32, 32, 512), (16, 16, 512)]
+    assert nnx.eval_shape(lambda m, x: m(x, x), lpips, image).shape == (2,)
+
+
+def test_impossible_images_and_configs_are_refused(images, lpips):
+    x, y = images
+    with pytest.raises(ValueError, match=r"one shape, got \(3, 37, 50, 3\) and \(2, 37, 50, 3\)"):
+        lpips(x, y[:2])
+    with pytest.raises(ValueError, match="8×50 px is too small: use at least 16"):
+        lpips(x[:, :8], y[:, :8])
+    with pytest.raises(ValueError, match="widths has 2 blocks, depths has 1"):
+        VggConfig(widths=(4, 4), depths=(2,))
+
+
+def test_loader_fills_exactly_the_parameters_of_the_module(lpips, tmp_path):
+    tensors = weight_file(TINY, tmp_path / "w.npz", np.random.default_rng(0))
+    loaded, expected = load_lpips(tmp_path / "w.npz", TINY), nnx.to_pure_dict(nnx.state(lpips))
+    assert jax.tree.map(np.shape, loaded) == jax.tree.map(np.shape, expected)
+    safetensors = pytest.importorskip("safetensors.numpy")
+    safetensors.save_file(tensors, tmp_path / "w.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, load_lpips(tmp_path / "w.safetensors", TINY), loaded)
+
+
+def test_loader_reports_every_problem_at_once(tmp_path):
+    tensors = weight_file(TINY, tmp_path / "w.npz", np.random.default_rng(0))
+    del tensors["features.0.bias"], tensors["lin4.model.1.weight"]
+    tensors["features.2.weight"] = tensors["features.2.weight"][:, :-1]
+    tensors["classifier.0.bias"] = np.zeros(7, np.float32)
+    np.savez(tmp_path / "broken.npz", **tensors)
+    with pytest.raises(ValueError, match="4 problems") as error:
+        load_lpips(tmp_path / "broken.npz", TINY)
+    for line in (
+        "missing: features.0.bias (8,)",
+        "missing: lin4.model.1.weight (1, 20, 1, 1)",
+        "unexpected: classifier.0.bias (7,)",
+        "wrong shape: features.2.weight is (8, 7, 3, 3), expected (8, 8, 3, 3)",
+    ):
+        assert line in str(error.value)
+    with pytest.raises(ValueError, match=r"give a \.npz or \.safetensors file"):
+        load_lpips(tmp_path / "vgg.pth", TINY)
