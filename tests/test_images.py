@@ -97,6 +97,7 @@ def test_exif_orientation_is_applied(orientation):
     np.testing.assert_array_equal(decode(data), upright)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_broken_exif_does_not_cost_the_picture():
     data = encoded(Image.fromarray(noise(8, 8)), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert decode(data).shape == (8, 8, 3)

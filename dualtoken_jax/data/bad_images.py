@@ -25,7 +25,7 @@ class BadImageCounter:
         self._lock = threading.Lock()
         self._recent: collections.deque[bool] = collections.deque(maxlen=WINDOW)
         self._reasons: collections.Counter[str] = collections.Counter()
-        self._examples: list[str] = []
+        self._examples: dict[str, str] = {}  # by origin: the same file comes back every epoch
 
     @property
     def total(self) -> int:
@@ -43,7 +43,7 @@ class BadImageCounter:
         """Adds one batch: per row None for a good image, or (origin, error).
 
         Raises:
-          TooManyBadImages: the share of bad images is above the limit, now or in an earlier call.
+          TooManyBadImages: of the last WINDOW rows, more than MAX_SHARE and at least MIN_BAD were bad.
         """
         with self._lock:
             for problem in problems:
@@ -56,8 +56,8 @@ class BadImageCounter:
 
     def _add(self, origin: str, error: BadImage) -> None:
         self._reasons[error.reason] += 1
-        if len(self._examples) < LOGGED:
-            self._examples.append(f"{origin}: {error}")
+        if len(self._examples) < LOGGED and origin not in self._examples:
+            self._examples[origin] = f"{origin}: {error}"
             last = " (further ones are only counted)" if len(self._examples) == LOGGED else ""
             _log.warning("bad image, another takes its place: %s: %s%s", origin, error, last)
 
@@ -65,6 +65,6 @@ class BadImageCounter:
         reasons = ", ".join(f"{reason} × {count}" for reason, count in self._reasons.most_common())
         return (
             f"{bad} of the last {seen} images could not be used, more than {MAX_SHARE:.0%}: {reasons}. For example:\n  "
-            + "\n  ".join(self._examples)
+            + "\n  ".join(self._examples.values())
             + "\nRepair or remove these files, then resume from the last checkpoint."
         )

@@ -53,8 +53,10 @@ def decode(data: bytes) -> np.ndarray:
         image = Image.open(io.BytesIO(data), formats=[file_format])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage("too-many-pixels", str(error)) from error
-    except Exception as error:  # Pillow's plugins raise a dozen kinds on broken headers
-        raise BadImage("undecodable", f"the {file_format} header cannot be read ({error})") from error
+    except Exception as error:  # Pillow's plugins raise a dozen kinds on broken headers, few of them worth reading
+        raise BadImage(
+            "undecodable", f"{len(data)} bytes that begin like {file_format}, with a broken header"
+        ) from error
     _check_size(*image.size)
     try:
         image.load()
@@ -99,7 +101,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # broken EXIF is common on the web and says nothing about the pixels
+    except Exception:  # noqa: BLE001 (broken EXIF raises all kinds, is common, and says nothing about the pixels)
         return 1
 
 

@@ -71,7 +71,7 @@ def _feistel(value: np.ndarray, key: np.ndarray, size: int) -> np.ndarray:
     columns = -(-size // rows)
     row, column = np.divmod(value, np.uint64(columns))
     for number in range(1, _ROUNDS + 1):
-        round_key = key + np.uint64(number) * _GOLDEN
+        round_key = key + np.uint64(number * int(_GOLDEN) % 2**64)  # in Python: numpy warns when a scalar wraps
         if number % 2:
             row = (row + _mix(round_key ^ _mix(column)) % np.uint64(rows)) % np.uint64(rows)
         else:

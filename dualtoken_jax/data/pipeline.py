@@ -141,7 +141,7 @@ class _EvalBatches:
         self._reader, self._rows, self._batch_size, self._count = reader, rows, batch_size, count
 
     def __len__(self) -> int:
-        return -(-self._count // self._batch_size)
+        return (self._count + self._batch_size - 1) // self._batch_size
 
     def __getitem__(self, number: int) -> Batch:
         indices = self._rows + number * self._batch_size

@@ -16,8 +16,9 @@ def _square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    y = y - np.float32(0.1)
-    return np.maximum(y - np.float32(0.5), np.float32(0.8660254) * np.abs(x) - np.float32(0.5) * (y + 1))
+    y = y - np.float32(0.075)  # lower than its centroid, which looks centred
+    side = np.float32(0.8660254) * np.abs(x) - np.float32(0.5) * y
+    return np.maximum(y, side) - np.float32(0.48)
 
 
 def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:

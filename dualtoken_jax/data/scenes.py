@@ -5,8 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from dualtoken_jax.data.scene_captions import CLASS_NAMES, RELATIONS, SceneDescription, caption, describe
-from dualtoken_jax.data.scene_captions import WORDS as WORDS  # the vocabulary belongs to the dataset's face
+from dualtoken_jax.data.scene_captions import CLASS_NAMES, RELATIONS, WORDS, SceneDescription, caption, describe
 from dualtoken_jax.data.scene_rendering import (
     BACKGROUNDS,
     COLOURS,
@@ -20,6 +19,8 @@ from dualtoken_jax.data.scene_rendering import (
 )
 from dualtoken_jax.data.scene_shapes import TEXTURES
 from dualtoken_jax.data.sources import Example
+
+__all__ = ["WORDS", "SceneDescription", "Scenes", "ScenesConfig"]
 
 _SPLITS = ("train", "eval")
 _RADIUS = np.array(list(SIZES.values()), np.float32)
@@ -35,9 +36,7 @@ class ScenesConfig:
     resolution: int = 32  # pixels of the square picture's side; the scene itself does not depend on it
     max_objects: int = 3  # most objects in one scene, 1 to 3
     single_fraction: float = 0.5  # share of scenes with exactly one object; these carry a label
-    difficulty: float = (
-        0.5  # 0 flat and clean; 1 patterned background, clutter, strong shading, noise of 3 % of full range
-    )
+    difficulty: float = 0.5  # 0 flat and clean; 1 patterns, clutter, strong shading, noise sigma 3 % of full range
     size: int = 1_000_000  # scenes in the split
 
     def __post_init__(self):
@@ -81,7 +80,8 @@ class Scenes:
     def read(self, indices: np.ndarray) -> list[Example]:
         """Examples at `indices` (integer [n]), in that order.
 
-        Images are uint8 [resolution, resolution, 3]; a scene of one object has a label, an index into class_names. Raises IndexError for an index outside [0, len).
+        Images are uint8 [resolution, resolution, 3]; a scene of one object has a label, an index into class_names.
+        Raises IndexError for an index outside [0, len).
         """
         scenes = self._draw(indices)
         images = render(scenes, self._config.resolution, self._config.difficulty)

@@ -105,8 +105,7 @@ def code_counts(codes: Int[Array, "B h w D"], size: int, weight: Float[Array, " 
 def codebook_statistics(counts: np.ndarray) -> dict[str, dict[str, float | np.ndarray]]:
     """How well a codebook is used, from counts [D, K] of an evaluation set.
 
-        found = f"depths {empty.tolist()} of {len(counts)} counted no code"
-        raise ValueError(f"{found}; accumulate counts before reading statistics")
+    `use` is the fraction of codes met at least once, `perplexity` exp(entropy): K if uniform, 1 for one code; `kl` is
     the divergence from uniform in nats. `per_depth` holds arrays [D]; `overall` pools the depths and means something
     only if they share one codebook. With few tokens per code `use` and `perplexity` come out low: state how many there
     were. Raises ValueError if a depth counted nothing.

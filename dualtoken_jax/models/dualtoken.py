@@ -9,7 +9,14 @@ from flax import nnx
 
 from dualtoken_jax.models.decoder import DecoderConfig, make_decoder
 from dualtoken_jax.models.projection import Kind, projection
-from dualtoken_jax.models.quantizer import Codebook, Quantized, QuantizerConfig
+from dualtoken_jax.models.quantizer import (
+    Codebook,
+    Quantized,
+    QuantizerConfig,
+    embed_codes,
+    quantize,
+    quantize_and_update,
+)
 from dualtoken_jax.models.siglip import SiglipConfig, VisionTower
 
 Supervision = Literal["dual", "single", "dual_deep", "pixel_only", "semantic_only"]
@@ -140,6 +147,48 @@ class DualToken(nnx.Module):
         return self.vision.pool(self.vision.encoder(features, self.config.semantic_layer))
 
 
-def quantize_branches(codebooks: dict[str, Codebook], latents: Latents, quantize) -> dict[str, Quantized]:
-    """Applies `quantize(branch, codebook, vectors)` to every branch."""
-    return {name: quantize(name, codebooks[name], vectors) for name, vectors in latents.vectors.items()}
+class Outputs(NamedTuple):
+    """Everything that losses and metrics read from one forward pass."""
+
+    quantized: dict[str, Quantized]  # per branch
+    decoder_features: jax.Array | None  # input of the decoder's last layer
+    reconstruction: jax.Array | None  # [B, H, W, 3], not clamped
+    hidden: jax.Array  # u [B, N, C], the tensor that replaces h_semantic
+    pooled: jax.Array  # p [B, C], the image embedding
+
+
+def forward(
+    model: DualToken,
+    codebooks: dict[str, Codebook],
+    images: jax.Array,
+    key: jax.Array | None = None,
+    fixed: tuple[str, ...] = (),
+) -> tuple[Outputs, dict[str, Codebook]]:
+    """Images [B, H, W, 3] in [−1, 1] through the whole tokenizer.
+
+    With a `key`, the codebooks of all branches but the `fixed` ones are updated; the second result holds them.
+    """
+    latents = model.encode(images)
+    quantized, updated = {}, dict(codebooks)
+    for index, branch in enumerate(model.config.branches):
+        config, vectors = model.config.quantizer(branch), latents.vectors[branch]
+        if key is None or branch in fixed:
+            quantized[branch] = quantize(codebooks[branch], vectors, config)
+        else:
+            quantized[branch], updated[branch] = quantize_and_update(
+                codebooks[branch], vectors, config, jax.random.fold_in(key, index)
+            )
+    vectors = {branch: q.output for branch, q in quantized.items()}
+    hidden = model.semantic_features(vectors, latents.hidden)
+    features = image = None
+    if model.config.reconstructs:
+        features = model.decoder_features(vectors)
+        image = model.decoder.output(features)
+    return Outputs(quantized, features, image, hidden, model.finish(hidden)), updated
+
+
+def decode(model: DualToken, codebooks: dict[str, Codebook], codes: jax.Array) -> jax.Array:
+    """Pixel codes [B, h, w, D] → images [B, H, W, 3], not clamped."""
+    branch = "semantic" if model.config.supervision == "single" else "pixel"
+    vectors = embed_codes(codebooks[branch], codes)[..., -1, :]
+    return model.decoder.output(model.decoder_features({branch: vectors.reshape(len(codes), -1, vectors.shape[-1])}))

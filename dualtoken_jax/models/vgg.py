@@ -119,10 +119,8 @@ def _tap_distance(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:
 
 def _unit_channels(x: jax.Array) -> jax.Array:
     x = x.astype(jnp.float32)
-    squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    # Where no channel fires the root has no derivative: unguarded, one such place turns the gradient to NaN.
-    alive = squared > 0
-    norm = jnp.where(alive, jnp.sqrt(jnp.where(alive, squared, 1.0)), 0.0)
+    # The root has no derivative where no channel fires; that NaN ends at the ReLU before it, which selects zeros there.
+    norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True))
     return x / (norm + NORM_EPS)  # eps outside the root, as the lpips package has it
 
 

@@ -1,0 +1,251 @@
+"""Every setting of a run: frozen dataclasses, checked in one place, and their passage through the command line."""
+
+import dataclasses
+import types
+import typing
+from typing import Any, Literal
+
+from ml_collections import ConfigDict, config_dict
+
+from dualtoken_jax.data.scenes import ScenesConfig
+from dualtoken_jax.data.text import WordTokenizer
+from dualtoken_jax.models.discriminator import DiscriminatorConfig
+from dualtoken_jax.models.dualtoken import DualTokenConfig
+from dualtoken_jax.optimizer import FreezeConfig, OptimizerConfig
+from dualtoken_jax.sharding import MeshConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where pictures come from."""
+
+    source: Literal["scenes", "folder"] = "scenes"  # rendered scenes, or a folder of JPEG/PNG/WebP files
+    path: str = ""  # of the folder; sub-folders are labels, .txt files beside the images are captions
+    augment: bool = False  # random resized crops of 90–100 % of the area; otherwise the centre
+    eval_fraction: float = 0.1  # share of a folder's files that is held out
+    eval_examples: int = 2048  # held-out examples that an evaluation reads, at most
+    threads: int = 2  # that read batches ahead
+    scenes: ScenesConfig = ScenesConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    steps: int = 100_000
+    batch_size: int = 256  # rows of the global batch
+    log_every: int = 50  # steps
+    checkpoint_every: int = 1_000  # steps; the last step is always saved
+    keep_checkpoints: int = 2  # newest ones kept
+    evaluate_every: int | None = None  # steps between evaluations; None only at the end
+    ema_decay: float | None = None  # of the weight average that is evaluated and exported; None keeps none
+    max_consecutive_skips: int = 20  # non-finite steps in a row after which the run stops
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights of the terms (METHOD: losses); a stage is a set of these and what it freezes. 0 leaves a term out."""
+
+    hidden_mse: float = 5.0  # replaced hidden state against the teacher's
+    hidden_cosine: float = 5.0
+    pooled_mse: float = 1.0  # image embedding against the teacher's
+    pooled_cosine: float = 1.0
+    commitment_pixel: float = 5.0
+    commitment_semantic: float = 5.0
+    mse: float = 5.0
+    perceptual: float = 1.0
+    generator: float = 0.75
+    generator_weight: Literal["adaptive", "constant"] = "adaptive"  # times w, or times 1
+    discriminator: Literal["leaky_hinge", "hinge"] = "leaky_hinge"
+    discriminator_start: int = 20_000  # step from which the discriminator trains and counts
+    discriminator_settled: int = 40_000  # step from which its loss is scaled by 0.75
+    perceptual_network: Literal["lpips", "teacher"] = "lpips"  # VGG16 LPIPS, or shallow hidden states of the teacher
+    lpips_path: str = ""  # weight file (.npz or .safetensors) of the VGG16 trunk and the LPIPS linear layers
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether there is a discriminator at all."""
+        return self.generator > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+    """The SigLIP that the tokenizer starts from and learns from; trained first unless `path` names a finished one."""
+
+    path: str = ""  # workdir of a finished contrastive run; empty trains one in WORKDIR/teacher
+    train: TrainConfig | None = None  # None: `path` is required
+    optimizer: OptimizerConfig | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    name: str  # of the recipe; names the default workdir
+    task: Literal["contrastive", "tokenizer"]
+    model: DualTokenConfig  # a contrastive run uses its `siglip` alone
+    data: DataConfig
+    train: TrainConfig
+    optimizer: OptimizerConfig
+    seed: int = 0
+    mesh: MeshConfig = MeshConfig()
+    # of the tokenizer:
+    loss: LossConfig = LossConfig()
+    freeze: FreezeConfig = FreezeConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    discriminator_optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0, final_learning_rate=4e-5)
+    teacher: TeacherConfig = TeacherConfig()
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be; the message names the field, the value and the remedy."""
+
+
+def to_config_dict(config) -> ConfigDict:
+    """A locked ConfigDict for `config_flags`, so that any field can be overridden on the command line."""
+    result = ConfigDict()
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            value = to_config_dict(value)
+        elif value is None:
+            value = _placeholder(hint)
+        result[name] = value
+    return result.lock()
+
+
+def _placeholder(hint):
+    kind = next(option for option in typing.get_args(hint) if option is not types.NoneType)
+    return config_dict.placeholder(object if dataclasses.is_dataclass(kind) else kind)
+
+
+def from_dict(values, kind: type = Config, path: str = "config"):
+    """The dataclass `kind` from nested mappings (a ConfigDict, or JSON); raises ConfigError for what does not fit."""
+    hints = typing.get_type_hints(kind)
+    if unknown := set(values) - set(hints):
+        raise ConfigError(f"{path}: unknown field {sorted(unknown)}; there are {sorted(hints)}")
+    fields = {name: _convert(values[name], hints[name], f"{path}.{name}") for name in values}
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _convert(value: Any, hint: Any, path: str):
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _convert(value, next(option for option in options if option is not types.NoneType), path)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(value, hint, path)
+    if origin is Literal:
+        if value not in options:
+            raise ConfigError(f"{path} = {value!r} is unknown; choose one of {', '.join(map(repr, options))}")
+        return value
+    if origin is tuple:
+        return tuple(_convert(item, options[0], f"{path}[{i}]") for i, item in enumerate(value))
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{path} = {value!r} must be of type {hint.__name__}, not {type(value).__name__}")
+    return value
+
+
+def flatten(config, prefix: str = "") -> dict[str, Any]:
+    """Dotted names of all leaves, for comparing and printing."""
+    flat = {}
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), prefix + field.name
+        flat |= flatten(value, name + ".") if dataclasses.is_dataclass(value) else {name: value}
+    return flat
+
+
+def difference(old: Config, new: Config) -> list[str]:
+    """One line for every field in which two configs differ."""
+    before, after = flatten(old), flatten(new)
+    return [
+        f"{name}: {before.get(name)!r} → {after.get(name)!r}"
+        for name in sorted(before | after)
+        if before.get(name) != after.get(name)
+    ]
+
+
+def check(config: Config) -> Config:
+    """Raises ConfigError, with all that is wrong, for combinations that cannot work."""
+    problems = [message for holds, message in _requirements(config) if not holds]
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return config
+
+
+def _requirements(config: Config):
+    yield from _tower_requirements(config.model.siglip)
+    yield from _run_requirements(config)
+    if config.task == "tokenizer":
+        yield from _tokenizer_requirements(config)
+
+
+def _tower_requirements(siglip):
+    for name, tower in (("vision", siglip.vision), ("text", siglip.text)):
+        yield (
+            tower.width % tower.heads == 0,
+            f"model.siglip.{name}.width {tower.width} must be divisible by its {tower.heads} heads",
+        )
+    yield (
+        siglip.patch_size <= siglip.image_size,
+        f"model.siglip.patch_size {siglip.patch_size} is larger than the image, {siglip.image_size} px",
+    )
+    words = WordTokenizer(1).vocabulary
+    yield (
+        siglip.vocabulary >= words,
+        f"model.siglip.vocabulary {siglip.vocabulary} is smaller than the word tokenizer's {words} ids",
+    )
+
+
+def _run_requirements(config):
+    train, data = config.train, config.data
+    for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "max_consecutive_skips"):
+        yield getattr(train, name) >= 1, f"train.{name} is {getattr(train, name)}, must be at least 1"
+    yield data.source != "folder" or data.path, "data.source 'folder' needs data.path, the folder of images"
+    yield 0 < data.eval_fraction < 1, f"data.eval_fraction {data.eval_fraction} must lie between 0 and 1"
+    for name in ("optimizer", "discriminator_optimizer"):
+        rate = getattr(config, name).learning_rate
+        yield rate > 0, f"{name}.learning_rate {rate} must be positive"
+
+
+def _tokenizer_requirements(config):
+    model, loss = config.model, config.loss
+    depth = model.siglip.vision.depth
+    taps = [model.semantic_layer, model.pixel_tap] + ([model.shortcut_layer] if model.has_shortcut else [])
+    for layer in taps:
+        yield 0 <= layer <= depth, f"a tap at layer {layer} is outside the vision tower, which has {depth} layers"
+    yield max(taps) == model.semantic_layer, (
+        f"model.semantic_layer {model.semantic_layer} must be the deepest tap, got taps {taps}"
+    )
+    for branch in model.branches:
+        quantizer = model.quantizer(branch)
+        yield quantizer.depth >= 1 and quantizer.codes >= 2, f"model.{branch} needs depth ≥ 1 and codes ≥ 2"
+        yield model.projection != "attention" or model.siglip.vision.width % quantizer.width == 0, (
+            f"model.{branch}.width {quantizer.width} must divide the tower's width {model.siglip.vision.width}"
+        )
+    if model.reconstructs:
+        yield from _decoder_requirements(model)
+        yield loss.perceptual == 0 or loss.perceptual_network == "teacher" or loss.lpips_path, (
+            "loss.perceptual_network 'lpips' needs loss.lpips_path, a weight file; without one use "
+            "loss.perceptual_network='teacher' or loss.perceptual=0"
+        )
+    yield config.teacher.path or config.teacher.train, "teacher.path is empty and the recipe trains no teacher: name one"
+
+
+def _decoder_requirements(model):
+    decoder, siglip = model.decoder, model.siglip
+    if decoder.kind == "convolutional":
+        yield decoder.resolution == siglip.image_size, (
+            f"model.decoder makes {decoder.resolution} px (latent_grid × 2^levels−1), the images have {siglip.image_size}"
+        )
+    else:
+        covered = siglip.grid * siglip.patch_size
+        yield covered == siglip.image_size, f"the transformer decoder makes {covered} px, not {siglip.image_size}"

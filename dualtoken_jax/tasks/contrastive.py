@@ -1,0 +1,56 @@
+"""Image–text contrastive training of a SigLIP: the demo's teacher."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dualtoken_jax import losses
+from dualtoken_jax.config import Config
+from dualtoken_jax.models import bind, definition, init_params
+from dualtoken_jax.models.siglip import Siglip
+from dualtoken_jax.optimizer import make_optimizer, schedule
+from dualtoken_jax.tasks.state import TrainState, all_finite, guarded, moving_average, new_state, normalise
+
+
+class Contrastive:
+    """Pure functions of (state, batch), closed over the config."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.make = lambda rngs: Siglip(config.model.siglip, rngs)
+        self.graphdef = definition(self.make)
+        self.rate = schedule(config.optimizer, config.train.steps)
+        self.optimizer = make_optimizer(config.optimizer, self.rate)
+
+    def init_state(self, key: jax.Array, frozen: dict) -> TrainState:
+        """A state at step 0; a contrastive run has no frozen weights."""
+        params = init_params(self.make, key)
+        return new_state(params, self.optimizer, self.config.train.ema_decay is not None, frozen=frozen)
+
+    def train_step(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One AdamW step on the sigmoid loss."""
+
+        def loss_fn(params):
+            model = bind(self.graphdef, params)
+            image, text = model.vision(normalise(batch["image"])), model.text(batch["text"])
+            scale, bias = model.logit_scale[...], model.logit_bias[...]
+            return losses.sigmoid_contrastive(image, text, batch["text"], scale, bias, batch["weight"])
+
+        loss, gradients = jax.value_and_grad(loss_fn)(state.params)
+        norm = optax.global_norm(gradients)
+        updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = moving_average(state.ema, params, self.config.train.ema_decay)
+        new = state.replace(params=params, optimizer=optimizer, ema=ema)
+        metrics = {"loss": loss, "gradient_norm": norm, "learning_rate": self.rate(state.step)}
+        return guarded(all_finite((loss, norm)), new, state), metrics
+
+    def eval_step(self, state: TrainState, batch: dict[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
+        """Embeddings of a batch: {'embeddings': {'image', 'text'}}, each [B, C]."""
+        model = bind(self.graphdef, state.averaged)
+        image = model.vision(normalise(batch["image"]))
+        return {"embeddings": {"image": image, "text": model.text(batch["text"])}}
+
+    def embed_text(self, state: TrainState, ids: jax.Array) -> jax.Array:
+        """Text embeddings [n, C] of token ids [n, T]."""
+        return bind(self.graphdef, state.averaged).text(ids)
