@@ -7,25 +7,12 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict, config_dict
 
-from dualtoken_jax.data.scenes import ScenesConfig
+from dualtoken_jax.data.dataset import DataConfig
 from dualtoken_jax.data.text import WordTokenizer
 from dualtoken_jax.models.discriminator import DiscriminatorConfig
 from dualtoken_jax.models.dualtoken import DualTokenConfig
 from dualtoken_jax.optimizer import FreezeConfig, OptimizerConfig
 from dualtoken_jax.sharding import MeshConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Where pictures come from."""
-
-    source: Literal["scenes", "folder"] = "scenes"  # rendered scenes, or a folder of JPEG/PNG/WebP files
-    path: str = ""  # of the folder; sub-folders are labels, .txt files beside the images are captions
-    augment: bool = False  # random resized crops of 90–100 % of the area; otherwise the centre
-    eval_fraction: float = 0.1  # share of a folder's files that is held out
-    eval_examples: int = 2048  # held-out examples that an evaluation reads, at most
-    threads: int = 2  # that read batches ahead
-    scenes: ScenesConfig = ScenesConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +196,11 @@ def _run_requirements(config):
     train, data = config.train, config.data
     for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "max_consecutive_skips"):
         yield getattr(train, name) >= 1, f"train.{name} is {getattr(train, name)}, must be at least 1"
+    yield (
+        data.source != "scenes" or data.scenes.resolution == config.model.siglip.image_size,
+        f"data.scenes.resolution {data.scenes.resolution} must equal model.siglip.image_size "
+        f"{config.model.siglip.image_size}",
+    )
     yield data.source != "folder" or data.path, "data.source 'folder' needs data.path, the folder of images"
     yield 0 < data.eval_fraction < 1, f"data.eval_fraction {data.eval_fraction} must lie between 0 and 1"
     for name in ("optimizer", "discriminator_optimizer"):
@@ -249,3 +241,23 @@ def _decoder_requirements(model):
     else:
         covered = siglip.grid * siglip.patch_size
         yield covered == siglip.image_size, f"the transformer decoder makes {covered} px, not {siglip.image_size}"
+
+
+def to_json(config) -> dict:
+    """Nested plain dicts and lists."""
+    return dataclasses.asdict(config)
+
+
+def teacher_config(config: Config, data: DataConfig | None = None) -> Config:
+    """The contrastive run that makes a tokenizer's teacher, on the same data unless `data` is given."""
+    teacher = config.teacher
+    return Config(
+        name=f"{config.name.split('_')[0]}_teacher",
+        task="contrastive",
+        model=config.model,
+        data=data or config.data,
+        train=teacher.train,
+        optimizer=teacher.optimizer,
+        seed=config.seed,
+        mesh=config.mesh,
+    )

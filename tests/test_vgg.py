@@ -32,7 +32,7 @@ def params(weights):
 
 def abstract(config, dtype=jnp.float32):
     """The graph and the parameter shapes; nothing is initialised, because compiling 18 initialisers takes 8 s."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Lpips(config, nnx.Rngs(0), dtype)))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Lpips(config, rngs=nnx.Rngs(0), compute_dtype=dtype)))
     return graphdef, nnx.to_pure_dict(state)
 
 

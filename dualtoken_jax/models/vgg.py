@@ -86,7 +86,7 @@ class Vgg16(nnx.Module):
 class Lpips(nnx.Module):
     """Learned perceptual distance. Freshly made it has random weights: put those of `load_lpips` in their place."""
 
-    def __init__(self, config: VggConfig, rngs: nnx.Rngs, compute_dtype: DTypeLike = jnp.float32):
+    def __init__(self, config: VggConfig = VggConfig(), *, rngs: nnx.Rngs, compute_dtype: DTypeLike = jnp.float32):
         self.trunk = Vgg16(config, rngs, compute_dtype)
         # Distance needs non-negative weights, as the published ones are.
         self.linear = nnx.Dict(

@@ -41,7 +41,7 @@ class Tokenizer:
         self.make_discriminator = lambda rngs: Discriminator(config.discriminator, rngs)
         self.graphdef = definition(self.make)
         self.siglip = definition(lambda rngs: Siglip(config.model.siglip, rngs))
-        self.lpips = definition(lambda rngs: Lpips(rngs=rngs))
+        self.lpips = definition(lambda rngs: Lpips(rngs=rngs, compute_dtype=jnp.dtype(config.model.siglip.dtype)))
         self.semantic = "semantic" in config.model.branches
         self.adversarial = config.loss.adversarial and config.model.reconstructs
         self.discriminator = definition(self.make_discriminator) if self.adversarial else None

@@ -1,0 +1,141 @@
+"""The only file that knows Orbax: asynchronous, atomic checkpoints of the whole train state."""
+
+import json
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from flax import serialization
+
+from dualtoken_jax import config as config_lib
+from dualtoken_jax.config import Config, ConfigError
+from dualtoken_jax.tasks.state import TrainState
+
+_FROZEN = "frozen"  # weights that no step changes: written once, not with every checkpoint
+_RUNTIME = ("data.threads", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.evaluate_every")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that could not be written or is not there; the message says what is safe and what to do."""
+
+
+class Checkpoints:
+    """The checkpoints of one workdir."""
+
+    def __init__(self, workdir: Path, keep: int = 2):
+        self.workdir = Path(workdir).absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self.workdir / "checkpoints", options=options)
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest committed checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, position: int) -> None:
+        """Starts writing the state, frozen weights left out; returns when it is off the device.
+
+        Raises CheckpointError when this or the previous write failed, as on a full disk.
+        """
+        step = int(state.step)
+        if step == self.latest:
+            return
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(serialization.to_state_dict(state.replace(frozen={}))),
+            data=ocp.args.JsonSave({"position": position}),
+        )
+        with self._explained(step):
+            self._manager.save(step, args=items)
+
+    def restore(self, like: TrainState) -> tuple[TrainState, int]:
+        """The newest state, placed as `like` (of ShapeDtypeStructs with shardings), and the data position."""
+        step = self.latest
+        if step is None:
+            raise CheckpointError(f"{self.workdir} holds no finished checkpoint; train first")
+        template = serialization.to_state_dict(like.replace(frozen={}))
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(template), data=ocp.args.JsonRestore())
+        found = self._manager.restore(step, args=items)
+        state = serialization.from_state_dict(like.replace(frozen={}), found.state)
+        return state, found.data["position"]
+
+    def wait(self) -> None:
+        """Blocks until every started write is committed; raises CheckpointError when one failed."""
+        with self._explained(None):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and releases the threads."""
+        self.wait()
+        self._manager.close()
+
+    def _explained(self, step: int | None):
+        return _Explained(self, step)
+
+
+class _Explained:
+    """Turns a failed write into a CheckpointError that says what survives."""
+
+    def __init__(self, checkpoints: Checkpoints, step: int | None):
+        self.checkpoints, self.step = checkpoints, step
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, (OSError, ValueError, RuntimeError)) and not isinstance(error, CheckpointError):
+            newest = self.checkpoints.latest
+            what = "a checkpoint" if self.step is None else f"the checkpoint of step {self.step}"
+            safe = "no earlier one exists" if newest is None else f"step {newest} is safe and a restart resumes from it"
+            raise CheckpointError(
+                f"{what} could not be written to {self.checkpoints.workdir}: {error}; {safe}. "
+                "Free space or fix the folder, then run the same command again"
+            ) from error
+
+
+def save_frozen(workdir: Path, frozen: dict) -> None:
+    """Writes the weights that a run never changes, once."""
+    path = Path(workdir).absolute() / _FROZEN
+    if not path.exists():
+        with ocp.StandardCheckpointer() as writer:
+            writer.save(path, frozen)
+
+
+def load_frozen(workdir: Path) -> dict:
+    """The frozen weights of a run, {} where it has none."""
+    path = Path(workdir).absolute() / _FROZEN
+    if not path.exists():
+        return {}
+    with ocp.StandardCheckpointer() as reader:
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), reader.metadata(path).item_metadata.tree)
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        like = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
+        return reader.restore(path, like)
+
+
+def claim_workdir(config: Config, workdir: Path) -> None:
+    """Creates the workdir with its config.json, or checks that it belongs to the same config.
+
+    Raises ConfigError with the difference, or when the folder cannot be written.
+    """
+    file = Path(workdir) / "config.json"
+    if file.exists():
+        lines = [line for line in config_lib.difference(load_config(workdir), config) if not line.startswith(_RUNTIME)]
+        if lines:
+            listing = "\n  ".join(lines)
+            raise ConfigError(
+                f"{workdir} was made with another config (there → here):\n  {listing}\n"
+                "Use another --workdir, or the same settings to resume"
+            )
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(config_lib.to_json(config), indent=1) + "\n")
+    except OSError as error:
+        raise ConfigError(f"workdir {workdir} cannot be written: {error}; choose another --workdir") from error
+
+
+def load_config(workdir: Path) -> Config:
+    """The config that a workdir was made with; raises ConfigError where there is none."""
+    file = Path(workdir) / "config.json"
+    if not file.exists():
+        raise ConfigError(f"{workdir} is no workdir: it has no config.json; give the folder of a training run")
+    return config_lib.from_dict(json.loads(file.read_text()))

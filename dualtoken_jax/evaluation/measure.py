@@ -1,0 +1,137 @@
+"""One pass over the held-out examples: everything that evaluation.json holds."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dualtoken_jax import sharding
+from dualtoken_jax.config import Config
+from dualtoken_jax.data.dataset import open_source
+from dualtoken_jax.data.pipeline import eval_batches
+from dualtoken_jax.data.sources import Source
+from dualtoken_jax.data.text import WordTokenizer
+from dualtoken_jax.evaluation import metrics, zero_shot
+from dualtoken_jax.evaluation.frechet import FeatureStatistics, frechet_distance
+
+# Whose embeddings are judged, and under which prefix: the run's own go without one.
+_VIEWS = {"image": "", "teacher": "teacher_", "teacher_quantized": "teacher_quantized_"}
+
+
+def measure(task, state, config: Config, mesh) -> dict[str, Any]:
+    """Metrics by name, as floats; codebook figures by branch also per depth, as lists.
+
+    Exact on uneven last batches. Every host computes the same figures.
+    """
+    source = open_source(config.data, config.seed, "eval")
+    collected = _collect(task, state, source, config, mesh)
+    results: dict[str, Any] = {"examples": int(collected["weight"].sum())}
+    results |= _classification(task, state, source, config, collected)
+    if collected["sums"]:
+        results |= metrics.means(collected["sums"])
+    if "reconstruction" in collected["embeddings"]:
+        results["frechet_teacher"] = _frechet(collected)
+    for branch, counts in collected["codes"].items():
+        results |= _codebook(branch, counts)
+    results |= bit_rates(config)
+    return results
+
+
+def _collect(task, state, source: Source, config: Config, mesh) -> dict[str, Any]:
+    """Embeddings, labels and texts of all examples on every host; sums and code counts over them."""
+    siglip, host = config.model.siglip, (jax.process_index(), jax.process_count())
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    step = jax.jit(lambda state, batch: (task.eval_step(state, batch), batch), out_shardings=everywhere)
+    batches = eval_batches(
+        source,
+        WordTokenizer(siglip.text_length).encode,
+        resolution=siglip.image_size,
+        batch_size=config.train.batch_size,
+        limit=config.data.eval_examples,
+        process_index=host[0],
+        process_count=host[1],
+        threads=config.data.threads,
+    )
+    rows, sums, codes = [], [], {}
+    for batch in batches:
+        outputs, batch = jax.device_get(step(state, sharding.to_global(batch, mesh)))
+        keep = batch["weight"] > 0
+        embeddings = {name: value[keep] for name, value in outputs["embeddings"].items()}
+        rows.append({"embeddings": embeddings, **{name: batch[name][keep] for name in ("text", "label", "weight")}})
+        sums += [outputs["sums"]] if "sums" in outputs else []
+        for branch, counts in outputs.get("codes", {}).items():
+            codes[branch] = codes.get(branch, 0) + counts.astype(np.float64)
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *rows) | {"sums": sums, "codes": codes}
+
+
+def _classification(task, state, source: Source, config: Config, collected) -> dict[str, float]:
+    embeddings, results = collected["embeddings"], {}
+    classes = np.zeros((0, 1))
+    if len(source.class_names) > 1:
+        embed = caption_embedder(task, state, config)
+        classes = zero_shot.class_embeddings(source.class_names, templates(config), embed)
+    captions = [ids.tobytes().hex() for ids in collected["text"]]
+    described = collected["text"].any(axis=1)
+    for view, prefix in _VIEWS.items():
+        if view not in embeddings:
+            continue
+        shares = zero_shot.accuracy(embeddings[view], classes, collected["label"])
+        results |= {f"{prefix}zero_shot_{name}": value for name, value in shares.items()}
+        if described.all():
+            found = metrics.retrieval_at_1(embeddings[view], embeddings["text"], captions)
+            results |= {f"{prefix}retrieval_{name}_r1": value for name, value in found.items()}
+    return results
+
+
+def templates(config: Config) -> tuple[str, ...]:
+    """The prompt templates that suit the run's pictures."""
+    return zero_shot.SCENE_TEMPLATES if config.data.source == "scenes" else zero_shot.PHOTO_TEMPLATES
+
+
+def caption_embedder(task, state, config: Config):
+    """A function from captions to embeddings [n, C] on the host, in batches of one shape."""
+    encode = WordTokenizer(config.model.siglip.text_length).encode
+    embed, size = jax.jit(task.embed_text), config.train.batch_size
+
+    def embed_captions(captions: list[str]) -> np.ndarray:
+        ids = encode(captions)
+        padded = np.pad(ids, ((0, -len(ids) % size), (0, 0)))
+        parts = [np.asarray(embed(state, padded[i : i + size])) for i in range(0, len(padded), size)]
+        return np.concatenate(parts)[: len(ids)]
+
+    return embed_captions
+
+
+def _frechet(collected) -> float:
+    """Fréchet distance on the teacher's pooled features; its scale is this teacher's own and no rFID."""
+    pair = []
+    for name in ("teacher", "reconstruction"):
+        features = collected["embeddings"][name]
+        pair.append(FeatureStatistics.empty(features.shape[1]))
+        pair[-1].add(features, collected["weight"])
+    return frechet_distance(*pair)
+
+
+def _codebook(branch: str, counts: np.ndarray) -> dict[str, Any]:
+    found = metrics.codebook_statistics(counts)
+    results: dict[str, Any] = {}
+    for name, value in found["overall"].items():
+        results[f"codebook_{name}_{branch}"] = value
+        results[f"codebook_{name}_{branch}_per_depth"] = found["per_depth"][name].tolist()
+    return results
+
+
+def bit_rates(config: Config) -> dict[str, float]:
+    """Bits per pixel: `bits_per_pixel` of the codes that the decoder reads, `bits_per_pixel_all` of every branch."""
+    model, results = config.model, {}
+    if config.task != "tokenizer":
+        return results
+    tokens, side = model.siglip.grid**2, model.siglip.image_size
+    rates = {
+        branch: metrics.bits_per_pixel(tokens, model.quantizer(branch).depth, model.quantizer(branch).codes, side)
+        for branch in model.branches
+    }
+    if model.reconstructs:
+        results["bits_per_pixel"] = rates.get("pixel", rates.get("semantic"))
+    return results | {"bits_per_pixel_all": sum(rates.values())}

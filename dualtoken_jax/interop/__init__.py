@@ -1,0 +1,1 @@
+"""The PyTorch world: name tables, import and export."""

@@ -1,0 +1,87 @@
+"""The main job: teacher, tokenizer, evaluation, report; every part is skipped when the workdir already holds it."""
+
+import json
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dualtoken_jax import loop, sharding
+from dualtoken_jax.checkpoint import CheckpointError, Checkpoints, load_config, load_frozen
+from dualtoken_jax.config import Config, ConfigError, teacher_config
+from dualtoken_jax.data.dataset import DataConfig, open_source
+from dualtoken_jax.evaluation.measure import measure
+from dualtoken_jax.models.vgg import load_lpips
+from dualtoken_jax.tasks import make_task
+from dualtoken_jax.tasks.state import TrainState
+
+log = logging.getLogger("dualtoken_jax")
+Interrupted = loop.Interrupted
+EXPECTED_ERRORS = (ConfigError, CheckpointError, loop.NonFiniteError, FileNotFoundError, NotADirectoryError, ValueError)
+
+
+def run(config: Config, workdir: Path) -> dict:
+    """Trains whatever is missing and returns the evaluation's results."""
+    frozen = frozen_weights(config, workdir) if config.task == "tokenizer" else {}
+    state = loop.run(config, workdir, frozen)
+    return conclude(config, workdir, state)
+
+
+def conclude(config: Config, workdir: Path, state: TrainState) -> dict:
+    """Evaluates a trained state and writes evaluation.json."""
+    mesh = sharding.make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        results = measure(make_task(config), state, config, mesh)
+    (workdir / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
+    return results
+
+
+def table(results: dict) -> str:
+    """The plain numbers among the results, one a line."""
+    return "\n".join(f"  {name:<36} {value:10.4f}" for name, value in loop.scalars(results, "").items())
+
+
+def frozen_weights(config: Config, workdir: Path) -> dict:
+    """The weights that the tokenizer's run never changes: from its workdir, else the teacher's run (trained if need be)."""
+    frozen = load_frozen(workdir)
+    if frozen:
+        return frozen
+    frozen = {"siglip": teacher_weights(config, workdir)}
+    if config.loss.perceptual > 0 and config.loss.perceptual_network == "lpips" and config.model.reconstructs:
+        frozen["lpips"] = load_lpips(config.loss.lpips_path)
+    elif config.loss.perceptual > 0:
+        log.info("no LPIPS weights: the perceptual term is the distance of the teacher's first hidden states")
+    return frozen
+
+
+def teacher_weights(config: Config, workdir: Path) -> dict:
+    """Parameters of the SigLIP in `teacher.path`, or of the one trained in WORKDIR/teacher, as host arrays."""
+    if config.teacher.path:
+        folder = Path(config.teacher.path)
+        taught = load_config(folder)
+        if taught.model.siglip != config.model.siglip:
+            raise ConfigError(f"teacher.path {folder} holds another tower than model.siglip: {taught.model.siglip}")
+        state = load_state(taught, folder)
+    else:
+        state = loop.run(teacher_config(config, teacher_data(config)), Path(workdir) / "teacher")
+    return jax.tree.map(np.asarray, state.averaged)
+
+
+def teacher_data(config: Config) -> DataConfig:
+    """The tokenizer's own pictures where they come with words, otherwise the scenes."""
+    if config.data.source == "folder" and not open_source(config.data, config.seed, "train").has_captions:
+        log.info("%s has neither captions nor labels: the teacher learns from rendered scenes", config.data.path)
+        return DataConfig(threads=config.data.threads, scenes=config.data.scenes)
+    return config.data
+
+
+def load_state(config: Config, workdir: Path) -> TrainState:
+    """The newest state of a workdir, on this machine's mesh."""
+    mesh = sharding.make_mesh(config.mesh)
+    checkpoints = Checkpoints(workdir)
+    if checkpoints.latest is None:
+        raise CheckpointError(f"{workdir} holds no finished checkpoint; train first")
+    with jax.set_mesh(mesh):
+        return loop.start_state(make_task(config), config, mesh, checkpoints, load_frozen(workdir))[0]

@@ -1,0 +1,138 @@
+"""THE loop, once for all tasks: evaluate, checkpoint, next batch, step.
+
+The order matters. A checkpoint is taken before the batch that follows it is read, so that the saved position is the next
+one to train on; an evaluation comes before the checkpoint of the same step, so that a crash in it loses nothing that a
+restart does not do again.
+"""
+
+import logging
+import math
+from functools import partial
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from dualtoken_jax import sharding
+from dualtoken_jax.checkpoint import Checkpoints, claim_workdir, save_frozen
+from dualtoken_jax.config import Config
+from dualtoken_jax.data.dataset import open_source
+from dualtoken_jax.data.pipeline import Batches, batches
+from dualtoken_jax.data.text import WordTokenizer
+from dualtoken_jax.evaluation.measure import measure
+from dualtoken_jax.metric_writer import MetricWriter
+from dualtoken_jax.progress import Progress
+from dualtoken_jax.stopping import StopRequest
+from dualtoken_jax.tasks import make_task
+from dualtoken_jax.tasks.state import TrainState
+
+log = logging.getLogger("dualtoken_jax")
+
+
+class NonFiniteError(RuntimeError):
+    """Too many steps in a row had non-finite values."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state is saved."""
+
+
+def run(config: Config, workdir: Path, frozen: dict | None = None) -> TrainState:
+    """Trains to `config.train.steps`, from the newest checkpoint in `workdir` if there is one, and returns the state.
+
+    Raises ConfigError for a workdir of another config, NonFiniteError, CheckpointError, or Interrupted after SIGTERM or
+    Ctrl-C, when everything is saved.
+    """
+    workdir, train = Path(workdir), config.train
+    claim_workdir(config, workdir)
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(train.batch_size, mesh)
+    task, checkpoints = make_task(config), Checkpoints(workdir, train.keep_checkpoints)
+    if frozen:
+        save_frozen(workdir, frozen)
+    with jax.set_mesh(mesh), StopRequest() as stop:
+        state, position = start_state(task, config, mesh, checkpoints, frozen or {})
+        step = int(state.step)
+        data = training_data(config, position)
+        writer = MetricWriter(workdir, step)
+        progress = Progress(config, step, writer)
+        train_step = jax.jit(partial(counted_step, task), donate_argnums=0)
+        try:
+            while True:
+                if _due(step, train.evaluate_every, train.steps):
+                    progress.pause("evaluating")
+                    writer.write_scalars(step, scalars(measure(task, state, config, mesh), "eval/"))
+                done = step >= train.steps or stop.requested
+                if done or _due(step, train.checkpoint_every, train.steps):
+                    checkpoints.save(state, position)
+                if done:
+                    break
+                batch = sharding.to_global(next(data), mesh)
+                state, metrics = train_step(state, batch)
+                step, position = step + 1, position + train.batch_size
+                _check(progress.update(step, metrics), config)
+            _check(progress.finish(), config)
+        finally:
+            data.close()
+            writer.close()
+            checkpoints.close()
+    if step < train.steps:
+        raise Interrupted(f"stopped after step {step} of {train.steps}; saved in {workdir}, the same command resumes")
+    return state
+
+
+def counted_step(task, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+    """The task's step, with the skip counters among its metrics."""
+    state, metrics = task.train_step(state, batch)
+    return state, metrics | {"consecutive_skips": state.consecutive_skips, "total_skips": state.total_skips}
+
+
+def start_state(task, config: Config, mesh: Mesh, checkpoints: Checkpoints, frozen: dict) -> tuple[TrainState, int]:
+    """The newest checkpoint, or a fresh state, born sharded; with the position of the next example."""
+    key = jax.random.key(config.seed)
+    shapes = jax.eval_shape(task.init_state, key, frozen)
+    places = sharding.place(shapes, mesh)
+    frozen = jax.device_put(frozen, places.frozen)
+    if checkpoints.latest is None:
+        return jax.jit(task.init_state, out_shardings=places)(key, frozen), 0
+    like = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
+    state, position = checkpoints.restore(like)
+    log.info("resuming from step %d in %s", int(state.step), checkpoints.workdir)
+    return state.replace(frozen=frozen), position
+
+
+def training_data(config: Config, position: int) -> Batches:
+    """This host's batches from `position` on."""
+    siglip = config.model.siglip
+    return batches(
+        open_source(config.data, config.seed, "train"),
+        WordTokenizer(siglip.text_length).encode,
+        resolution=siglip.image_size,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start=position,
+        augment=config.data.augment,
+        threads=config.data.threads,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def scalars(results: dict, prefix: str) -> dict[str, float]:
+    """The plain numbers among results, renamed."""
+    return {prefix + name: value for name, value in results.items() if isinstance(value, (int, float))}
+
+
+def _due(step: int, every: int | None, last: int) -> bool:
+    return every is not None and 0 < step < last and step % every == 0
+
+
+def _check(metrics: dict[str, float] | None, config: Config) -> None:
+    if metrics is None or metrics["consecutive_skips"] < config.train.max_consecutive_skips:
+        return
+    bad = sorted(name for name, value in metrics.items() if not math.isfinite(value))
+    raise NonFiniteError(
+        f"step {int(metrics['step'])}: {int(metrics['consecutive_skips'])} steps in a row were skipped because these are "
+        f"not finite: {', '.join(bad) or 'the updated weights'}. The last good state is kept. Lower "
+        "optimizer.learning_rate, set optimizer.clip_norm, or look at the pictures around this position"
+    )

@@ -1,0 +1,41 @@
+"""python -m dualtoken_jax.main --config=configs/tokenizer.py[:VARIANT] [--workdir=DIR] [--config.FIELD=VALUE …]
+
+Trains, evaluates and reports; started again on the same workdir it resumes.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/tokenizer.py", "Recipe, with ':VARIANT' after the file.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME of the recipe when left out.")
+
+
+def main(argv: list[str]) -> None:
+    """Flags → jax.distributed → the run."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; settings look like --config.train.steps=100")
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    logging.getLogger("dualtoken_jax").setLevel(logging.INFO)
+    import jax
+
+    from dualtoken_jax import config as config_lib
+    from dualtoken_jax import job
+
+    if "JAX_COORDINATOR_ADDRESS" in os.environ or "TPU_WORKER_HOSTNAMES" in os.environ:
+        jax.distributed.initialize()
+    try:
+        config = config_lib.check(config_lib.from_dict(_CONFIG.value))
+        job.run(config, Path(_WORKDIR.value or f"runs/{config.name}"))
+    except job.EXPECTED_ERRORS as error:
+        sys.exit(f"error: {error}")
+    except job.Interrupted as stop:
+        sys.exit(str(stop))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,63 @@
+"""The only file that knows TensorBoard. Scalars also go to metrics.jsonl, which the report reads.
+
+The method names are those of clu's MetricWriter. clu's own writers import TensorFlow (1.4 GB), tensorboardX is 87 kB.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+
+class MetricWriter:
+    """Writes below `workdir`; a resumed run drops what was logged after its `first_step`."""
+
+    def __init__(self, workdir: Path, first_step: int = 0):
+        self._file = Path(workdir) / "metrics.jsonl"
+        kept = [line for line in read_metrics(workdir) if line["step"] <= first_step]
+        self._file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._tensorboard = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=first_step + 1)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """One value per name."""
+        with self._file.open("a") as file:
+            file.write(json.dumps({"step": step, **scalars}) + "\n")
+        for name, value in scalars.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """One picture uint8 [H, W, 3] per name."""
+        for name, image in images.items():
+            self._tensorboard.add_image(name, image, step, dataformats="HWC")
+
+    def write_histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """The distribution of the values of an array per name."""
+        for name, values in arrays.items():
+            self._tensorboard.add_histogram(name, values, step)
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """One text per name."""
+        for name, text in texts.items():
+            self._tensorboard.add_text(name, text, step)
+
+    def flush(self) -> None:
+        """Makes everything written so far visible."""
+        self._tensorboard.flush()
+
+    def close(self) -> None:
+        """Flushes and releases the files."""
+        self._tensorboard.close()
+
+
+def read_metrics(workdir: Path) -> list[dict[str, float]]:
+    """All logged scalars in order of steps; a line that a crash cut short is left out."""
+    file = Path(workdir) / "metrics.jsonl"
+    lines = []
+    for text in file.read_text().splitlines() if file.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
