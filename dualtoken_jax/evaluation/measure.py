@@ -1,6 +1,6 @@
 """One pass over the held-out examples: everything that evaluation.json holds."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,17 +17,28 @@ from dualtoken_jax.evaluation.frechet import FeatureStatistics, frechet_distance
 
 # Whose embeddings are judged, and under which prefix: the run's own go without one.
 _VIEWS = {"image": "", "teacher": "teacher_", "teacher_quantized": "teacher_quantized_"}
+_PICTURES = 32  # examples whose pictures are kept, to be looked at
 
 
-def measure(task, state, config: Config, mesh) -> dict[str, Any]:
-    """Metrics by name, as floats; codebook figures by branch also per depth, as lists.
+class Measurement(NamedTuple):
+    """What one pass over the held-out examples gave."""
+
+    results: dict[str, Any]  # evaluation.json: floats by name; codebook figures also per depth, as lists
+    code_counts: dict[str, np.ndarray]  # branch → [D, K], how often each depth used each code
+    images: np.ndarray  # uint8 [n, H, W, 3], the first examples
+    predictions: list[zero_shot.Prediction]  # for the labelled ones among these images
+
+
+def measure(task, state, config: Config, mesh) -> Measurement:
+    """Metrics, and what a report shows beside them.
 
     Exact on uneven last batches. Every host computes the same figures.
     """
     source = open_source(config.data, config.seed, "eval")
     collected = _collect(task, state, source, config, mesh)
+    classes = _class_embeddings(task, state, source, config)
     results: dict[str, Any] = {"examples": int(collected["weight"].sum())}
-    results |= _classification(task, state, source, config, collected)
+    results |= _classification(classes, collected)
     if collected["sums"]:
         results |= metrics.means(collected["sums"])
     if "reconstruction" in collected["embeddings"]:
@@ -35,11 +46,14 @@ def measure(task, state, config: Config, mesh) -> dict[str, Any]:
     for branch, counts in collected["codes"].items():
         results |= _codebook(branch, counts)
     results |= bit_rates(config)
-    return results
+    images = collected["image"]
+    labels, embeddings = collected["label"][: len(images)], collected["embeddings"]["image"][: len(images)]
+    predictions = zero_shot.predictions(embeddings, classes, labels, source.class_names)
+    return Measurement(results, collected["codes"], images, predictions)
 
 
 def _collect(task, state, source: Source, config: Config, mesh) -> dict[str, Any]:
-    """Embeddings, labels and texts of all examples on every host; sums and code counts over them."""
+    """Embeddings, labels and texts of all examples on every host; sums and code counts over them; the first pictures."""
     siglip, host = config.model.siglip, (jax.process_index(), jax.process_count())
     everywhere = NamedSharding(mesh, PartitionSpec())
     step = jax.jit(lambda state, batch: (task.eval_step(state, batch), batch), out_shardings=everywhere)
@@ -53,24 +67,29 @@ def _collect(task, state, source: Source, config: Config, mesh) -> dict[str, Any
         process_count=host[1],
         threads=config.data.threads,
     )
-    rows, sums, codes = [], [], {}
+    rows, sums, codes, images = [], [], {}, []
     for batch in batches:
         outputs, batch = jax.device_get(step(state, sharding.to_global(batch, mesh)))
         keep = batch["weight"] > 0
         embeddings = {name: value[keep] for name, value in outputs["embeddings"].items()}
         rows.append({"embeddings": embeddings, **{name: batch[name][keep] for name in ("text", "label", "weight")}})
+        images += list(batch["image"][keep][: _PICTURES - len(images)])
         sums += [outputs["sums"]] if "sums" in outputs else []
         for branch, counts in outputs.get("codes", {}).items():
             codes[branch] = codes.get(branch, 0) + counts.astype(np.float64)
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *rows) | {"sums": sums, "codes": codes}
+    joined = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
+    return joined | {"sums": sums, "codes": codes, "image": np.array(images)}
 
 
-def _classification(task, state, source: Source, config: Config, collected) -> dict[str, float]:
+def _class_embeddings(task, state, source: Source, config: Config) -> np.ndarray:
+    """One unit vector per class; none where the source has no classes to choose from."""
+    if len(source.class_names) < 2:
+        return np.zeros((0, 1))
+    return zero_shot.class_embeddings(source.class_names, templates(config), caption_embedder(task, state, config))
+
+
+def _classification(classes: np.ndarray, collected) -> dict[str, float]:
     embeddings, results = collected["embeddings"], {}
-    classes = np.zeros((0, 1))
-    if len(source.class_names) > 1:
-        embed = caption_embedder(task, state, config)
-        classes = zero_shot.class_embeddings(source.class_names, templates(config), embed)
     captions = [ids.tobytes().hex() for ids in collected["text"]]
     described = collected["text"].any(axis=1)
     for view, prefix in _VIEWS.items():
@@ -78,6 +97,7 @@ def _classification(task, state, source: Source, config: Config, collected) -> d
             continue
         shares = zero_shot.accuracy(embeddings[view], classes, collected["label"])
         results |= {f"{prefix}zero_shot_{name}": value for name, value in shares.items()}
+        results |= {"zero_shot_chance": 1 / len(classes)} if shares else {}
         if described.all():
             found = metrics.retrieval_at_1(embeddings[view], embeddings["text"], captions)
             results |= {f"{prefix}retrieval_{name}_r1": value for name, value in found.items()}

@@ -1,6 +1,7 @@
 """Zero-shot classification and image–text retrieval from embeddings (METHOD: evaluation protocols)."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,19 @@ PHOTO_TEMPLATES = (
 )
 
 
+class Prediction(NamedTuple):
+    """What zero-shot classification says of one example."""
+
+    example: int  # its row
+    truth: str
+    best: list[tuple[str, float]]  # class and cosine similarity, greatest first
+
+    @property
+    def right(self) -> bool:
+        """Whether the first guess is the truth."""
+        return self.best[0][0] == self.truth
+
+
 def class_embeddings(
     class_names: tuple[str, ...], templates: tuple[str, ...], embed_captions: Callable[[list[str]], np.ndarray]
 ) -> np.ndarray:
@@ -43,6 +57,21 @@ def accuracy(embeddings: np.ndarray, classes: np.ndarray, labels: np.ndarray) ->
         return {}
     ranks = rank_of_label(embeddings[labelled], classes, labels[labelled])
     return {"top1": float(np.mean(ranks < 1)), "top5": float(np.mean(ranks < 5))}
+
+
+def predictions(
+    embeddings: np.ndarray, classes: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...], best: int = 3
+) -> list[Prediction]:
+    """The `best` classes for each example that has a label; arguments as in `accuracy`, `class_names` [m]."""
+    if len(classes) < 2:
+        return []
+    rows = np.flatnonzero(labels >= 0)
+    scores = _unit(embeddings[rows]) @ classes.T  # [n, m]
+    order = np.argsort(-scores, axis=1)[:, :best]
+    return [
+        Prediction(int(row), class_names[labels[row]], [(class_names[c], float(score[c])) for c in chosen])
+        for row, score, chosen in zip(rows, scores, order, strict=True)
+    ]
 
 
 def rank_of_label(embeddings: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Name tables: which PyTorch tensor is which leaf of our parameter trees, and in which layout. Serves both directions.
 
-A table is a list of entries. `to_tree` reads a state dict by it and `to_state_dict` writes one, so an import and its export
-cannot disagree. Leaves are named by dotted paths in a plain nested dict.
+A table is a list of entries. `to_tree` reads a state dict by it and `to_state_dict` writes one, so an import and its
+export cannot disagree. Leaves are named by dotted paths in a plain nested dict.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ class Entry:
 
     def within(self, name: str, path: str, index: int | None = None) -> "Entry":
         """The entry of a part as seen from the whole."""
-        paths = tuple(f"{path}.{p}" for p in self.paths)
+        paths = tuple(f"{path}.{p}" if path else p for p in self.paths)
         index = self.index if index is None else index
         return dataclasses.replace(self, name=f"{name}.{self.name}", paths=paths, index=index)
 
@@ -74,31 +74,35 @@ def norm(name: str, path: str) -> list[Entry]:
 
 def to_state_dict(table: list[Entry], tree: dict) -> StateDict:
     """PyTorch's tensors from a nested dict of arrays."""
+    return {name: np.ascontiguousarray(tensor) for name, tensor in _tensors(table, tree).items()}
 
+
+def _tensors(table, tree):
     def tensor(entry):
         leaves = [np.asarray(_leaf(tree, path)) for path in entry.paths]
         return entry.layout.tensor(*(leaf if entry.index is None else leaf[entry.index] for leaf in leaves))
 
-    return {entry.name: np.ascontiguousarray(tensor(entry)) for entry in table}
+    return {entry.name: tensor(entry) for entry in table}
 
 
 def to_tree(table: list[Entry], tensors: StateDict, shapes: Any, what: str) -> dict:
     """Nested dict of float32 host arrays from a state dict.
 
-    `shapes` is the wanted tree, of anything that has a `shape`. Raises ValueError, beginning with `what`, that lists every
-    missing, unexpected and mis-shaped tensor, and every alias that differs from its original.
+    `shapes` is the wanted tree, of anything that has a `shape`. Raises ValueError, beginning with `what`, that lists
+    every missing, unexpected and mis-shaped tensor, and every alias that differs from its original.
     """
-    problems = _problems(table, tensors, shapes)
+    problems = mismatches(table, tensors, shapes)
     if problems:
         listed = problems[:_MAX_LISTED] + [f"… {len(problems) - _MAX_LISTED} more"] * (len(problems) > _MAX_LISTED)
-        raise ValueError(f"{what}: {len(problems)} problems; is the configuration the right one?\n  " + "\n  ".join(listed))
+        raise ValueError(
+            f"{what}: {len(problems)} problems; is the configuration the right one?\n  " + "\n  ".join(listed)
+        )
     pieces: dict[str, list[np.ndarray]] = {}
     for entry in table:
         leaves = () if entry.alias else entry.layout.leaves(np.asarray(tensors[entry.name], np.float32))
         for path, leaf in zip(entry.paths, leaves, strict=False):  # zeros have a path and no leaf
             pieces.setdefault(path, []).append(leaf)
-    stacked = {entry.paths[0] for entry in table if entry.index is not None}
-    stacked |= {path for entry in table if entry.index is not None for path in entry.paths}
+    stacked = {path for entry in table if entry.index is not None for path in entry.paths}
     tree: dict = {}
     for path, found in pieces.items():
         *parents, last = path.split(".")
@@ -109,8 +113,9 @@ def to_tree(table: list[Entry], tensors: StateDict, shapes: Any, what: str) -> d
     return tree
 
 
-def _problems(table, tensors, shapes):
-    expected = to_state_dict(table, _zeros(shapes))
+def mismatches(table: list[Entry], tensors: StateDict, shapes: Any) -> list[str]:
+    """What keeps `to_tree` from reading these tensors, one line each."""
+    expected = _tensors(table, _zeros(shapes))  # views: the full model's zeros take no memory
     wrong = [f"missing: {name} {x.shape}" for name, x in expected.items() if name not in tensors]
     wrong += [f"unexpected: {name} {np.shape(x)}" for name, x in tensors.items() if name not in expected]
     originals = {}
@@ -128,7 +133,6 @@ def _problems(table, tensors, shapes):
 
 
 def _zeros(shapes):
-    """Zeros that take no memory."""
     if isinstance(shapes, dict):
         return {key: _zeros(value) for key, value in shapes.items()}
     return np.broadcast_to(np.float32(0), shapes.shape)

@@ -1,0 +1,101 @@
+"""Codebook updates and the discriminator against a record of the released PyTorch code, float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from released_record import CONFIG, assert_close, channels_last, first_draws, load, weights
+
+from dualtoken_jax.interop import released
+from dualtoken_jax.losses import discriminator_loss, squared_error
+from dualtoken_jax.models import bind, definition, quantizer
+from dualtoken_jax.models.discriminator import Discriminator, DiscriminatorConfig
+from dualtoken_jax.models.dualtoken import DualToken, forward
+from dualtoken_jax.models.quantizer import QuantizerConfig, quantize_and_update
+
+
+@pytest.fixture(autouse=True)
+def recorded_draws(monkeypatch):
+    monkeypatch.setattr(quantizer, "_draw", first_draws)
+
+
+CODEBOOK = {"embedding": "weight", "count": "cluster", "sum": "embed_ema"}
+
+
+@pytest.mark.parametrize("restart", [0, 1])
+@pytest.mark.parametrize("vectors", ["many", "few"])
+@pytest.mark.parametrize(("kind", "update"), [("rq", "per_depth"), ("rq_ema", "per_step_aliased")])
+def test_quantizer_update(kind, update, vectors, restart):
+    prefix = f"{kind}.{vectors}.restart{restart}."
+    theirs = {n.removeprefix(prefix): x for n, x in load("quantizer").items() if n.startswith(prefix)}
+    config = QuantizerConfig(64, 16, 4, codebook_update=update, restart_threshold=1.0 if restart else None)
+    codebook = {ours: jnp.asarray(theirs[f"{name}0"])[None, :64] for ours, name in CODEBOOK.items()}
+
+    @jax.jit
+    @jax.value_and_grad
+    def objective_value(z):
+        quantized, _ = quantize_and_update(codebook, z, config, jax.random.key(0))
+        return (quantized.output**2).sum() + 3 * quantized.commitment  # the record's objective
+
+    quantized, updated = jax.jit(lambda z: quantize_and_update(codebook, z, config, jax.random.key(0)))(theirs["x"])
+    np.testing.assert_array_equal(quantized.codes, theirs["code"])
+    assert_close(quantized.output, theirs["zq"], f"{prefix}zq")
+    assert_close(quantized.commitment, theirs["loss"], f"{prefix}loss")
+    assert_close(objective_value(theirs["x"])[1], theirs["grad_x"], f"{prefix}gradient")
+    for ours, name in CODEBOOK.items():
+        assert_close(updated[ours][0], theirs[f"{name}1"][:64], f"{prefix}{name}")
+
+
+def test_training_forward():
+    theirs, images = load("training_forward"), channels_last(load("evaluation")["images"])
+    tree = released.import_released(weights("model"), CONFIG)
+    graphdef = definition(lambda rngs: DualToken(CONFIG, rngs))
+
+    @jax.jit
+    def run(params, codebooks, images):
+        return forward(bind(graphdef, params), codebooks, images, jax.random.key(0))
+
+    outputs, codebooks = run(tree["params"], tree["codebooks"], images)
+    np.testing.assert_array_equal(outputs.quantized["pixel"].codes.reshape(4, 8, 8, 4), theirs["code_pix"])
+    assert_close(outputs.quantized["pixel"].commitment, theirs["quant_loss_pix"], "train commitment")
+    assert_close(outputs.reconstruction, channels_last(theirs["images_recon"]), "train reconstruction")
+    assert_close(squared_error(outputs.reconstruction, images).mean(), theirs["loss.recon_loss"], "train MSE")
+    exported = released.export_released(tree | {"codebooks": codebooks}, CONFIG)
+    after = {name.removeprefix("after."): value for name, value in theirs.items() if name.startswith("after.")}
+    assert len(after) == 6
+    for name, value in after.items():
+        assert_close(exported[name], value, f"after {name}")
+
+
+@pytest.fixture(scope="module")
+def discriminator():
+    graphdef = definition(lambda rngs: Discriminator(DiscriminatorConfig(), rngs))
+    return graphdef, released.import_discriminator(weights("discriminator"))
+
+
+@pytest.mark.parametrize("size", [32, 48, 45])
+def test_discriminator(discriminator, size):
+    graphdef, params = discriminator
+    theirs = {n.removeprefix(f"s{size}."): x for n, x in load("discriminator").items() if n.startswith(f"s{size}.")}
+
+    @jax.jit
+    def run(params, real, fake):
+        logits = lambda x: bind(graphdef, params)(x)  # noqa: E731
+        generator_loss, gradient = jax.value_and_grad(lambda x: -logits(x).mean())(fake)
+        return logits(real), logits(fake), generator_loss, gradient
+
+    real, fake, generator_loss, gradient = run(params, *(channels_last(theirs[n]) for n in ("real", "fake")))
+    assert_close(real, channels_last(theirs["logits_real"]), f"s{size} real")
+    assert_close(fake, channels_last(theirs["logits_fake"]), f"s{size} fake")
+    assert_close(generator_loss, theirs["g_loss"], f"s{size} g_loss")
+    assert_close(discriminator_loss(real, fake, "leaky_hinge"), theirs["d_loss"], f"s{size} d_loss")
+    assert_close(gradient, channels_last(theirs["grad_fake_of_g_loss"]), f"s{size} gradient")
+
+
+def test_discriminator_errors_name_everything():
+    tensors = weights("discriminator")
+    del tensors["main.0.bias"]
+    tensors["main.6.weight"] = np.zeros(3)
+    with pytest.raises(ValueError, match="2 problems") as error:
+        released.import_discriminator(tensors)
+    assert "missing: main.0.bias (64,)" in str(error.value) and "unexpected: main.6.weight (3,)" in str(error.value)
