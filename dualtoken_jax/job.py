@@ -11,7 +11,8 @@ from dualtoken_jax import loop, sharding
 from dualtoken_jax.checkpoint import CheckpointError, Checkpoints, load_config, load_frozen
 from dualtoken_jax.config import Config, ConfigError, teacher_config
 from dualtoken_jax.data.dataset import DataConfig, open_source
-from dualtoken_jax.evaluation.measure import measure
+from dualtoken_jax.evaluation.report import format_value, write_report
+from dualtoken_jax.metric_writer import MetricWriter, read_metrics
 from dualtoken_jax.models.vgg import load_lpips
 from dualtoken_jax.tasks import make_task
 from dualtoken_jax.tasks.state import TrainState
@@ -29,18 +30,37 @@ def run(config: Config, workdir: Path) -> dict:
 
 
 def conclude(config: Config, workdir: Path, state: TrainState) -> dict:
-    """Evaluates a trained state and writes evaluation.json."""
-    mesh = sharding.make_mesh(config.mesh)
+    """Evaluates a trained state; writes evaluation.json and report.html, and prints what is where."""
+    mesh, writer = sharding.make_mesh(config.mesh), MetricWriter(workdir, int(state.step))
     with jax.set_mesh(mesh):
-        results = measure(make_task(config), state, config, mesh)
-    (workdir / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results))
-    return results
+        measurement, samples = loop.evaluate(make_task(config), state, config, mesh, writer)
+    writer.close()
+    if jax.process_index() == 0:
+        (workdir / "evaluation.json").write_text(json.dumps(measurement.results, indent=1) + "\n")
+        trained = {config.task: read_metrics(workdir), "teacher": read_metrics(workdir / "teacher")}
+        report = write_report(workdir, config, measurement, samples, trained)
+        print(f"{table(measurement.results)}\n\n{places(workdir, report)}")
+    return measurement.results
 
 
 def table(results: dict) -> str:
     """The plain numbers among the results, one a line."""
-    return "\n".join(f"  {name:<36} {value:10.4f}" for name, value in loop.scalars(results, "").items())
+    numbers = loop.scalars(results, "")
+    width = max(map(len, numbers))
+    return "\n".join(f"  {name:<{width}}  {format_value(value):>10}" for name, value in numbers.items())
+
+
+def places(workdir: Path, report: Path) -> str:
+    """Where everything that a run leaves behind is."""
+    return "\n".join(
+        f"  {what:<12} {path}"
+        for what, path in (
+            ("report", report),
+            ("measurements", workdir / "evaluation.json"),
+            ("checkpoints", workdir / "checkpoints"),
+            ("TensorBoard", f"tensorboard --logdir {workdir}"),
+        )
+    )
 
 
 def frozen_weights(config: Config, workdir: Path) -> dict:

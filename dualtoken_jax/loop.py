@@ -19,7 +19,8 @@ from dualtoken_jax.config import Config
 from dualtoken_jax.data.dataset import open_source
 from dualtoken_jax.data.pipeline import Batches, batches
 from dualtoken_jax.data.text import WordTokenizer
-from dualtoken_jax.evaluation.measure import measure
+from dualtoken_jax.evaluation.measure import Measurement, measure
+from dualtoken_jax.evaluation.reconstruction import Samples, grid, sample
 from dualtoken_jax.metric_writer import MetricWriter
 from dualtoken_jax.progress import Progress
 from dualtoken_jax.stopping import StopRequest
@@ -27,6 +28,7 @@ from dualtoken_jax.tasks import make_task
 from dualtoken_jax.tasks.state import TrainState
 
 log = logging.getLogger("dualtoken_jax")
+_SAMPLES = 16  # held-out pictures that are looked at
 
 
 class NonFiniteError(RuntimeError):
@@ -61,7 +63,7 @@ def run(config: Config, workdir: Path, frozen: dict | None = None) -> TrainState
             while True:
                 if _due(step, train.evaluate_every, train.steps):
                     progress.pause("evaluating")
-                    writer.write_scalars(step, scalars(measure(task, state, config, mesh), "eval/"))
+                    evaluate(task, state, config, mesh, writer)
                 done = step >= train.steps or stop.requested
                 if done or _due(step, train.checkpoint_every, train.steps):
                     checkpoints.save(state, position)
@@ -116,6 +118,25 @@ def training_data(config: Config, position: int) -> Batches:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+
+
+def evaluate(
+    task, state: TrainState, config: Config, mesh: Mesh, writer: MetricWriter
+) -> tuple[Measurement, Samples | None]:
+    """Measures a state on the held-out examples and logs figures, pictures and use of the codes at its step.
+
+    Samples are None for a task without a tokenizer. Every process takes part and gets the same.
+    """
+    step, measurement, samples = int(state.step), measure(task, state, config, mesh), None
+    writer.write_scalars(step, scalars(measurement.results, "eval/"))
+    for branch, counts in measurement.code_counts.items():
+        # Relative to even use, so that evaluations of any size compare; dead codes stand at 0.
+        relative = counts / counts.mean(axis=1, keepdims=True)
+        writer.write_histograms(step, {f"code_use/{branch}/depth{d + 1}": row for d, row in enumerate(relative)})
+    if config.task == "tokenizer":
+        samples = sample(task, state, measurement.images[:_SAMPLES], mesh)
+        writer.write_images(step, {"pictures/" + "_".join(samples.columns): grid(samples)})
+    return measurement, samples
 
 
 def scalars(results: dict, prefix: str) -> dict[str, float]:

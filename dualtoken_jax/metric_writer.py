@@ -4,17 +4,24 @@ The method names are those of clu's MetricWriter. clu's own writers import Tenso
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
 
 class MetricWriter:
-    """Writes below `workdir`; a resumed run drops what was logged after its `first_step`."""
+    """Writes below `workdir`; a resumed run drops what was logged after its `first_step`.
+
+    All processes call it, and process 0 writes.
+    """
 
     def __init__(self, workdir: Path, first_step: int = 0):
+        self._tensorboard = None
+        if jax.process_index() > 0:
+            return
         self._file = Path(workdir) / "metrics.jsonl"
         kept = [line for line in read_metrics(workdir) if line["step"] <= first_step]
         self._file.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -22,6 +29,8 @@ class MetricWriter:
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """One value per name."""
+        if self._tensorboard is None:
+            return
         with self._file.open("a") as file:
             file.write(json.dumps({"step": step, **scalars}) + "\n")
         for name, value in scalars.items():
@@ -29,26 +38,31 @@ class MetricWriter:
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """One picture uint8 [H, W, 3] per name."""
-        for name, image in images.items():
+        for name, image in self._mine(images):
             self._tensorboard.add_image(name, image, step, dataformats="HWC")
 
     def write_histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
         """The distribution of the values of an array per name."""
-        for name, values in arrays.items():
+        for name, values in self._mine(arrays):
             self._tensorboard.add_histogram(name, values, step)
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """One text per name."""
-        for name, text in texts.items():
+        for name, text in self._mine(texts):
             self._tensorboard.add_text(name, text, step)
 
     def flush(self) -> None:
         """Makes everything written so far visible."""
-        self._tensorboard.flush()
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
 
     def close(self) -> None:
         """Flushes and releases the files."""
-        self._tensorboard.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _mine(self, items: Mapping) -> Iterable:
+        return items.items() if self._tensorboard is not None else ()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, float]]:

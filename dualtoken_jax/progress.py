@@ -58,8 +58,7 @@ class Progress:
         now, (then, last) = time.perf_counter(), self._since
         self._since = (now, step)
         rate = (step - last) * self._config.train.batch_size / max(now - then, 1e-9)
-        if jax.process_index() == 0:
-            self._writer.write_scalars(step, values | {"images_per_second": rate})
+        self._writer.write_scalars(step, values | {"images_per_second": rate})
         shown = "  ".join(f"{name} {values[name]:.3f}" for name in _SHOWN if name in values)
         if self._bar is not None:
             self._bar.set_postfix_str(f"{rate:.0f} images/s  {shown}")

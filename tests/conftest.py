@@ -23,7 +23,7 @@ def tiny_config(name: str = "demo"):
     config = tokenizer.recipe(name)
     tower = TowerConfig(width=32, depth=3, heads=2, mlp_width=32)
     text = dataclasses.replace(tower, depth=1)
-    siglip = dataclasses.replace(config.model.siglip, image_size=16, patch_size=8, vision=tower, text=text, unroll=3)
+    siglip = dataclasses.replace(config.model.siglip, image_size=16, patch_size=8, vision=tower, text=text, unroll=1)
     quantizer = dataclasses.replace(config.model.pixel, codes=64, width=16, depth=2)
     model = dataclasses.replace(
         config.model,

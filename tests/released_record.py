@@ -25,6 +25,10 @@ CONFIG = DualTokenConfig(
 )
 
 
+# These programs run once: compiling them takes longer than running them.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def load(name: str) -> dict[str, np.ndarray]:
     """All arrays of one file."""
     with np.load(DATA / f"{name}.npz") as archive:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from released_record import CONFIG, DATA, assert_close, channels_last, load, traced, weights
+from released_record import CONFIG, DATA, assert_close, channels_last, jit, load, traced, weights
 
 from dualtoken_jax.interop import released
 from dualtoken_jax.interop.name_table import mismatches
@@ -49,7 +49,7 @@ def ours(imported, theirs):
     """One evaluation-mode forward with everything on the way."""
     graphdef = definition(lambda rngs: DualToken(CONFIG, rngs))
 
-    @jax.jit
+    @jit
     def forward(params, codebooks, images, codes):
         model = bind(graphdef, params)
         with pytest.MonkeyPatch.context() as monkeypatch:
@@ -116,8 +116,9 @@ def test_images_and_embeddings(ours, theirs):
 
 
 def test_text_tower(imported, theirs):
-    text = bind(definition(lambda rngs: TextTower(CONFIG.siglip, rngs)), imported["text"])
-    assert_close(unit(text(jnp.asarray(theirs["text_ids"]))), theirs["text_features"], "text features")
+    graphdef = definition(lambda rngs: TextTower(CONFIG.siglip, rngs))
+    features = jit(lambda params, ids: unit(bind(graphdef, params)(ids)))(imported["text"], theirs["text_ids"])
+    assert_close(features, theirs["text_features"], "text features")
     for name in ("logit_scale", "logit_bias"):
         np.testing.assert_array_equal(imported[name], theirs[name])
 
@@ -128,7 +129,7 @@ def teacher(theirs):
     params = released.import_siglip(weights("teacher"), CONFIG.siglip)
     graphdef = definition(lambda rngs: VisionTower(CONFIG.siglip, rngs))
 
-    @jax.jit
+    @jit
     def forward(params, images):
         tower = bind(graphdef, params)
         deep = tower.encoder(tower.embed(images), 0, 3)

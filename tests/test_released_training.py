@@ -1,10 +1,12 @@
 """Codebook updates and the discriminator against a record of the released PyTorch code, float32."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from released_record import CONFIG, assert_close, channels_last, first_draws, load, weights
+from released_record import CONFIG, assert_close, channels_last, first_draws, jit, load, weights
 
 from dualtoken_jax.interop import released
 from dualtoken_jax.losses import discriminator_loss, squared_error
@@ -19,31 +21,36 @@ def recorded_draws(monkeypatch):
     monkeypatch.setattr(quantizer, "_draw", first_draws)
 
 
+# This vector's two nearest codes at its last depth are 3.6874446 and 3.6874452 away (float64): float32 may take either.
+NEAR_TIES = {("rq.many.restart1.", 0, 2, 2, 3)}
 CODEBOOK = {"embedding": "weight", "count": "cluster", "sum": "embed_ema"}
 
 
 @pytest.mark.parametrize("restart", [0, 1])
-@pytest.mark.parametrize("vectors", ["many", "few"])
+@pytest.mark.parametrize("amount", ["many", "few"])
 @pytest.mark.parametrize(("kind", "update"), [("rq", "per_depth"), ("rq_ema", "per_step_aliased")])
-def test_quantizer_update(kind, update, vectors, restart):
-    prefix = f"{kind}.{vectors}.restart{restart}."
+def test_quantizer_update(kind, update, amount, restart):
+    prefix = f"{kind}.{amount}.restart{restart}."
     theirs = {n.removeprefix(prefix): x for n, x in load("quantizer").items() if n.startswith(prefix)}
     config = QuantizerConfig(64, 16, 4, codebook_update=update, restart_threshold=1.0 if restart else None)
     codebook = {ours: jnp.asarray(theirs[f"{name}0"])[None, :64] for ours, name in CODEBOOK.items()}
 
-    @jax.jit
-    @jax.value_and_grad
-    def objective_value(z):
-        quantized, _ = quantize_and_update(codebook, z, config, jax.random.key(0))
-        return (quantized.output**2).sum() + 3 * quantized.commitment  # the record's objective
+    @jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def objective(z):
+        quantized, updated = quantize_and_update(codebook, z, config, jax.random.key(0))
+        return (quantized.output**2).sum() + 3 * quantized.commitment, (quantized, updated)  # the record's objective
 
-    quantized, updated = jax.jit(lambda z: quantize_and_update(codebook, z, config, jax.random.key(0)))(theirs["x"])
-    np.testing.assert_array_equal(quantized.codes, theirs["code"])
-    assert_close(quantized.output, theirs["zq"], f"{prefix}zq")
+    (_, (quantized, updated)), gradient = objective(theirs["x"])
+    differs = np.asarray(quantized.codes) != theirs["code"]
+    assert {(prefix, *map(int, where)) for where in np.argwhere(differs)} <= NEAR_TIES
+    vectors = ~differs.any(axis=-1)
+    codes = ~np.isin(np.arange(64), [np.asarray(quantized.codes)[differs], theirs["code"][differs]])
+    assert_close(quantized.output[vectors], theirs["zq"][vectors], f"{prefix}zq")
     assert_close(quantized.commitment, theirs["loss"], f"{prefix}loss")
-    assert_close(objective_value(theirs["x"])[1], theirs["grad_x"], f"{prefix}gradient")
+    assert_close(gradient[vectors], theirs["grad_x"][vectors], f"{prefix}gradient")
     for ours, name in CODEBOOK.items():
-        assert_close(updated[ours][0], theirs[f"{name}1"][:64], f"{prefix}{name}")
+        assert_close(updated[ours][0][codes], theirs[f"{name}1"][:64][codes], f"{prefix}{name}")
 
 
 def test_training_forward():
@@ -51,7 +58,7 @@ def test_training_forward():
     tree = released.import_released(weights("model"), CONFIG)
     graphdef = definition(lambda rngs: DualToken(CONFIG, rngs))
 
-    @jax.jit
+    @jit
     def run(params, codebooks, images):
         return forward(bind(graphdef, params), codebooks, images, jax.random.key(0))
 
@@ -78,16 +85,18 @@ def test_discriminator(discriminator, size):
     graphdef, params = discriminator
     theirs = {n.removeprefix(f"s{size}."): x for n, x in load("discriminator").items() if n.startswith(f"s{size}.")}
 
-    @jax.jit
-    def run(params, real, fake):
-        logits = lambda x: bind(graphdef, params)(x)  # noqa: E731
-        generator_loss, gradient = jax.value_and_grad(lambda x: -logits(x).mean())(fake)
-        return logits(real), logits(fake), generator_loss, gradient
+    @jit
+    @functools.partial(jax.value_and_grad, argnums=1, has_aux=True)
+    def generator_loss(params, fake, real):
+        logits = bind(graphdef, params)(jnp.concatenate([real, fake]))
+        real, fake = jnp.split(logits, 2)
+        return -fake.mean(), (real, fake)
 
-    real, fake, generator_loss, gradient = run(params, *(channels_last(theirs[n]) for n in ("real", "fake")))
+    images = (channels_last(theirs[name]) for name in ("fake", "real"))
+    (loss, (real, fake)), gradient = generator_loss(params, *images)
     assert_close(real, channels_last(theirs["logits_real"]), f"s{size} real")
     assert_close(fake, channels_last(theirs["logits_fake"]), f"s{size} fake")
-    assert_close(generator_loss, theirs["g_loss"], f"s{size} g_loss")
+    assert_close(loss, theirs["g_loss"], f"s{size} g_loss")
     assert_close(discriminator_loss(real, fake, "leaky_hinge"), theirs["d_loss"], f"s{size} d_loss")
     assert_close(gradient, channels_last(theirs["grad_fake_of_g_loss"]), f"s{size} gradient")
 

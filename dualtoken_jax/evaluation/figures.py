@@ -67,7 +67,9 @@ def code_use(counts: np.ndarray) -> str:
         figure, axes = _panels(len(counts), columns=4, height=1.7)
         for depth, (ax, row) in enumerate(zip(axes, counts, strict=True)):
             relative = np.sort(row)[::-1] / max(row.mean(), 1e-12)
-            top = max(float(relative[len(row) // 100 :].max(initial=0)) * 1.1, 2.0)  # a few frequent codes may stand out
+            top = max(
+                float(relative[len(row) // 100 :].max(initial=0)) * 1.1, 2.0
+            )  # a few frequent codes may stand out
             ax.fill_between(np.arange(len(row)), np.minimum(relative, top), step="pre", color=_COLOURS[0], linewidth=0)
             ax.axhline(1, color=_INK, linewidth=0.6, linestyle=(0, (4, 3)))
             ax.set(xlim=(0, len(row)), ylim=(0, top), xticks=(0, len(row)))
@@ -100,5 +102,7 @@ def _svg(figure: Figure) -> str:
     text = text[text.index("<svg") :]  # inside HTML there is no place for an XML prolog
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"font: ([0-9.]+)px [^;\"]*", r"font-size: \1px", text)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1)
+    text = re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1
+    )
     return text.replace(_INK, "currentColor")

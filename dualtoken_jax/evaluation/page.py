@@ -24,7 +24,9 @@ def page(title: str, sections: Iterable[str]) -> str:
 def section(title: str, note: str, *content: str) -> str:
     """A titled part of the page with a sentence about it; '' without content."""
     inside = "\n".join(part for part in content if part)
-    return f"<section>\n<h2>{escape(title)}</h2>\n<p class=note>{escape(note)}</p>\n{inside}\n</section>" if inside else ""
+    return (
+        f"<section>\n<h2>{escape(title)}</h2>\n<p class=note>{escape(note)}</p>\n{inside}\n</section>" if inside else ""
+    )
 
 
 def picture(image: np.ndarray, alt: str) -> str:
@@ -55,7 +57,9 @@ def tiles(items: Iterable[tuple[str, str, str]]) -> str:
 def table(rows: Iterable[Sequence[str]]) -> str:
     """A name, a value and whatever explains them, per row."""
     cells = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
-    return "<div class=scroll><table class=plain>\n" + "\n".join(f"<tr>{row}</tr>" for row in cells) + "\n</table></div>"
+    return (
+        "<div class=scroll><table class=plain>\n" + "\n".join(f"<tr>{row}</tr>" for row in cells) + "\n</table></div>"
+    )
 
 
 def plot(svg: str, heading: str = "") -> str:

@@ -88,8 +88,6 @@ def grid(samples: Samples, rows: int = 8, smallest: int = 96) -> np.ndarray:
     side = samples.columns["input"].shape[1]
     side *= -(-smallest // side)
     frame = ((0, 0), (0, _GAP), (0, _GAP), (0, 0))
-    cells = [
-        np.pad(enlarge(column[:rows], side), frame, constant_values=255) for column in samples.columns.values()
-    ]
+    cells = [np.pad(enlarge(column[:rows], side), frame, constant_values=255) for column in samples.columns.values()]
     lines = np.concatenate(cells, axis=2)  # [rows, side, W, 3]
     return np.concatenate(lines)[:-_GAP, :-_GAP]

@@ -106,7 +106,12 @@ def _headlines(config: Config, results: Mapping[str, Any]):
         ("psnr", "{:.2f} dB", "PSNR", "mean over pictures"),
         ("ssim", "{:.3f}", "SSIM", "1 is identical"),
         ("zero_shot_top1", "{:.1%}", own, chance),
-        ("teacher_quantized_zero_shot_top1", "{:.1%}", "zero-shot, teacher quantized", "its features through our codes"),
+        (
+            "teacher_quantized_zero_shot_top1",
+            "{:.1%}",
+            "zero-shot, teacher quantized",
+            "its features through our codes",
+        ),
         ("teacher_zero_shot_top1", "{:.1%}", "zero-shot, teacher", "nothing quantized"),
         ("retrieval_image_to_text_r1", "{:.1%}", "picture → caption, R@1", f"among {results['examples']:,}"),
         ("codebook_use_pixel", "{:.0%}", "pixel codes in use", _perplexity(config, results, "pixel")),
@@ -157,11 +162,16 @@ def format_value(value: Any) -> str:
 
 def _code_use(config: Config, counts: Mapping[str, np.ndarray]) -> str:
     plots = [
-        page.plot(figures.code_use(count), f"{branch} · {count.shape[1]:,} codes, {count.sum() / len(count):,.0f} tokens a depth")
+        page.plot(
+            figures.code_use(count),
+            f"{branch} · {count.shape[1]:,} codes, {count.sum() / len(count):,.0f} tokens a depth",
+        )
         for branch, count in counts.items()
     ]
     note = "Codes sorted by how often they were met; 1, the dashed line, is what even use would give. "
-    return page.section("Use of the codes", note + "A codebook in good use falls slowly and ends far to the right.", *plots)
+    return page.section(
+        "Use of the codes", note + "A codebook in good use falls slowly and ends far to the right.", *plots
+    )
 
 
 def _token_maps(samples: Samples) -> str:
@@ -183,7 +193,9 @@ def _zero_shot(measurement: Measurement) -> str:
             f"<div class=card>{image}<div><b class={mark}>{verdict} {escape(guess.truth)}</b><ol>{items}</ol></div></div>"
         )
     note = "The class in bold is the truth; below it the three nearest class names with their cosine similarity."
-    return page.section("Zero-shot examples", note, f"<div class=cards>\n{chr(10).join(cards)}\n</div>" if cards else "")
+    return page.section(
+        "Zero-shot examples", note, f"<div class=cards>\n{chr(10).join(cards)}\n</div>" if cards else ""
+    )
 
 
 def _configuration(config: Config) -> str:

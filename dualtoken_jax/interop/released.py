@@ -1,5 +1,6 @@
 """The released PyTorch checkpoints: their names, read into our parameter trees and written from them."""
 
+import functools
 import re
 
 import jax
@@ -54,6 +55,7 @@ def _current_name(name: str) -> str:
     return re.sub(r"^(\w+_)(semantic|pixel)\.", lambda found: f"{found[1]}{_OLD_SPELLING[found[2]]}.", name)
 
 
+@functools.cache
 def _module_shapes(module, config) -> dict:
     return nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: module(config, nnx.Rngs(0))), nnx.Param))
 

@@ -1,0 +1,108 @@
+"""The quantizer's algebra; parity with the released code is in test_released.py."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dualtoken_jax.models import quantizer
+from dualtoken_jax.models.quantizer import QuantizerConfig, init_codebook, nearest_code, quantize, quantize_and_update
+
+CONFIG = QuantizerConfig(codes=48, width=8, depth=3)
+
+
+def _vectors(*shape: int, seed: int = 0) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+@pytest.mark.parametrize("codes", [7, 64, 100])
+def test_nearest_code_equals_brute_force_over_blocks(codes, monkeypatch):
+    monkeypatch.setattr(quantizer, "_BLOCK", 16)
+    vectors, embedding = _vectors(50, 8), _vectors(codes, 8, seed=1)
+    expected = np.argmin(((vectors[:, None] - embedding[None]) ** 2).sum(-1), axis=1)
+    np.testing.assert_array_equal(nearest_code(vectors, embedding), expected)
+
+
+def test_ties_take_the_lowest_index_also_across_blocks(monkeypatch):
+    monkeypatch.setattr(quantizer, "_BLOCK", 4)
+    embedding = jnp.tile(_vectors(3, 8), (4, 1))  # every code four times, in different blocks
+    np.testing.assert_array_equal(nearest_code(embedding, embedding), np.arange(12) % 3)
+
+
+def test_no_buffer_of_vectors_times_codes():
+    vectors, embedding = jax.ShapeDtypeStruct((512, 8), "float32"), jax.ShapeDtypeStruct((16384, 8), "float32")
+    text = jax.jit(nearest_code).lower(vectors, embedding).as_text()
+    assert "512x1024x" in text and "512x16384x" not in text and "16384x512x" not in text
+
+
+def test_residuals_shrink_and_codes_rebuild_the_output():
+    codebook, z = init_codebook(CONFIG, jax.random.key(0)), _vectors(4, 5, 8)
+    for seed in range(30):
+        result, codebook = quantize_and_update(codebook, z, CONFIG, jax.random.key(seed))
+    cumulative = quantizer.embed_codes(codebook, quantize(codebook, z, CONFIG).codes)
+    np.testing.assert_allclose(cumulative[..., -1, :], quantize(codebook, z, CONFIG).output, atol=1e-5)
+    errors = [float(((z - cumulative[..., d, :]) ** 2).mean()) for d in range(CONFIG.depth)]
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_straight_through_gradient_is_the_identity():
+    codebook, z = init_codebook(CONFIG, jax.random.key(0)), _vectors(4, 8)
+    probe = _vectors(4, 8, seed=3)
+    gradient = jax.grad(lambda z: (quantize(codebook, z, CONFIG).output * probe).sum())(z)
+    np.testing.assert_allclose(gradient, probe)
+
+
+def test_commitment_pulls_towards_the_cumulative_sums_and_never_the_codebook():
+    codebook, z = init_codebook(CONFIG, jax.random.key(0)), _vectors(4, 8)
+    by_codebook = jax.grad(lambda c: quantize(c, z, CONFIG).commitment)(codebook)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(by_codebook))
+    sums = quantizer.embed_codes(codebook, quantize(codebook, z, CONFIG).codes)
+    expected = sum(2 * (z - sums[:, d]) for d in range(3)) / 3 / z.size
+    np.testing.assert_allclose(jax.grad(lambda z: quantize(codebook, z, CONFIG).commitment)(z), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("update", ["per_depth", "per_step", "per_step_aliased"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_counts_are_the_ema_of_assignments(update, shared):
+    config = dataclasses.replace(CONFIG, codebook_update=update, shared_codebook=shared, restart_threshold=None)
+    codebook, z = init_codebook(config, jax.random.key(0)), _vectors(40, 8)
+    result, new = quantize_and_update(codebook, z, config, jax.random.key(1))
+    codes = np.asarray(result.codes)
+    if shared and update == "per_depth":  # three EMA updates in a row
+        expected = sum(0.99 ** (2 - d) * 0.01 * np.bincount(codes[:, d], minlength=48) for d in range(3))[None]
+    elif shared:
+        expected = 0.01 * np.bincount(codes.reshape(-1), minlength=48)[None]
+    else:
+        expected = np.stack([0.01 * np.bincount(codes[:, d], minlength=48) for d in range(3)])
+    np.testing.assert_allclose(new["count"], expected, atol=1e-6)
+
+
+def test_restart_redraws_exactly_the_codes_below_the_threshold():
+    config = dataclasses.replace(CONFIG, restart_threshold=0.015, depth=1)
+    codebook, z = init_codebook(config, jax.random.key(0)), _vectors(40, 8)
+    result, new = quantize_and_update(codebook, z, config, jax.random.key(1))
+    count = 0.01 * np.bincount(np.asarray(result.codes).reshape(-1), minlength=48)
+    dead = count < 0.015
+    assert dead.any() and not dead.all()
+    np.testing.assert_allclose(new["count"][0], np.where(dead, 1.0, count), atol=1e-6)
+    distance = np.abs(np.asarray(new["sum"][0])[dead][:, None] - np.asarray(z)[None]).max(-1).min(-1)
+    assert distance.max() < 0.01 / 8**0.5 + 1e-6  # a vector of the batch, plus the noise of a tiled draw
+
+
+def test_restart_draws_without_replacement_when_there_are_enough_vectors():
+    vectors = _vectors(1, 100, 8)
+    drawn = np.asarray(quantizer._restart_vectors(vectors, 48, jax.random.key(0)))
+    assert len(np.unique(drawn, axis=0)) == 48
+
+
+def test_statistics_are_sums_over_the_global_batch():
+    mesh = jax.make_mesh((8,), ("data",))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    codebook, z = init_codebook(CONFIG, jax.random.key(0)), _vectors(16, 6, 8)
+    step = jax.jit(lambda c, z: quantize_and_update(c, z, CONFIG, jax.random.key(1)))
+    alone, sharded = step(codebook, z), step(codebook, jax.device_put(z, rows))
+    np.testing.assert_array_equal(alone[0].codes, sharded[0].codes)
+    for name in codebook:
+        np.testing.assert_allclose(alone[1][name], sharded[1][name], rtol=1e-5, atol=1e-6)
