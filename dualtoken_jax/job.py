@@ -100,7 +100,7 @@ def teacher_data(config: Config) -> DataConfig:
 def load_state(config: Config, workdir: Path) -> TrainState:
     """The newest state of a workdir, on this machine's mesh."""
     mesh = sharding.make_mesh(config.mesh)
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, read_only=True)
     if checkpoints.latest is None:
         raise CheckpointError(f"{workdir} holds no finished checkpoint; train first")
     with jax.set_mesh(mesh):

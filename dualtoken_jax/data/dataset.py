@@ -20,8 +20,11 @@ class DataConfig:
     scenes: ScenesConfig = ScenesConfig()
 
 
-def open_source(config: DataConfig, seed: int, split: Literal["train", "eval"]) -> Source:
-    """The configured source; raises FileNotFoundError or ValueError for a folder that is missing or holds no pictures."""
+def open_source(config: DataConfig, seed: int, split: Literal["train", "eval", "all"]) -> Source:
+    """The configured source; "all" is for folders only.
+
+    Raises FileNotFoundError or ValueError for a folder that is missing or holds no pictures.
+    """
     if config.source == "folder":
         return Folder(config.path, split, config.eval_fraction)
     return Scenes(config.scenes, seed, split)

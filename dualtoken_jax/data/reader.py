@@ -46,6 +46,10 @@ class Reader:
         batch["text"] = self._tokens(captions)
         return batch
 
+    def examples(self, indices: np.ndarray) -> list[tuple[Example | None, tuple[str, BadImage] | None]]:
+        """Per index the example, centre-cropped, and (origin, error) of a bad image; with no substitutes one is None."""
+        return [self._usable(int(i), found, None) for i, found in zip(indices, self._read(indices), strict=True)]
+
     def _usable(
         self, index: int, found: Example | BadImage, rng: np.random.Generator | None
     ) -> tuple[Example | None, tuple[str, BadImage] | None]:

@@ -88,8 +88,8 @@ def _things(scene: SceneDescription, dice: list[float]) -> str:
 
 
 def _phrase(thing: ObjectDescription, size_die: float, texture_die: float) -> str:
-    size = f"{thing.size} " if size_die < 0.5 else ""
-    texture = f"{thing.texture} " if texture_die < 0.5 else ""
+    size = f"{thing.size} " if size_die < 0.4 else ""
+    texture = f"{thing.texture} " if texture_die < 0.4 else ""
     return f"a {size}{texture}{thing.colour} {thing.shape}"
 
 
@@ -99,7 +99,7 @@ def _short_phrase(thing: ObjectDescription, die: float) -> str:
 
 
 def _background_phrase(scene: SceneDescription, die: float) -> str:
-    if die < 0.5:
+    if die < 0.75:
         return ""
-    pattern = f"{scene.pattern} " if die < 0.75 else ""
+    pattern = f"{scene.pattern} " if die < 0.87 else ""
     return f"a {pattern}{scene.background} background"

@@ -36,6 +36,7 @@ class ScenesConfig:
     resolution: int = 32  # pixels of the square picture's side; the scene itself does not depend on it
     max_objects: int = 3  # most objects in one scene, 1 to 3
     single_fraction: float = 0.5  # share of scenes with exactly one object; these carry a label
+    spread: float = 0.4  # of the room that a lone object has around the centre, the share it uses; photographers centre
     difficulty: float = 0.5  # 0 flat and clean; 1 patterns, clutter, strong shading, noise sigma 3 % of full range
     size: int = 1_000_000  # scenes in the split
 
@@ -49,6 +50,7 @@ class ScenesConfig:
             self.single_fraction,
             "max_objects=1 makes every scene a single: set single_fraction=1.0, or raise max_objects",
         )
+        _check(0 <= self.spread <= 1, "spread", self.spread, "use a share from 0 to 1")
         _check(0 <= self.difficulty <= 1, "difficulty", self.difficulty, "use a value from 0 to 1")
         _check(1 <= self.size < 2**62, "size", self.size, "use at least 1 scene and fewer than 2**62")
 
@@ -118,7 +120,7 @@ def _draw_scenes(keys: np.ndarray, config: ScenesConfig) -> SceneArrays:
     # 4.5 % either way leaves the three sizes far apart.
     radius = _RADIUS[size] * (1 + np.float32(0.09) * (uniform(keys, "radius", 3) - np.float32(0.5)))
     vertical = choice(keys, "vertical", 2, 1)[:, 0]
-    x, y = _place(keys, count, radius, vertical)
+    x, y = _place(keys, count, radius, vertical, config.spread)
     kind = _draw_kinds(keys)
     patterned = uniform(keys, "patterned", 1)[:, 0] < 1.5 * config.difficulty
     return SceneArrays(
@@ -157,12 +159,13 @@ def _draw_sizes(keys: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 
 def _place(
-    keys: np.ndarray, count: np.ndarray, radius: np.ndarray, vertical: np.ndarray
+    keys: np.ndarray, count: np.ndarray, radius: np.ndarray, vertical: np.ndarray, spread: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Centres (x, y), float32 [n, 3] each; inside the frame and apart by construction."""
     reach = radius + _MARGIN
     chance = uniform(keys, "place", 6)
-    anywhere = reach[:, :1] + chance[:, :2] * (1 - 2 * reach[:, :1])  # [n, 2]: x, y of a lone object
+    room = np.float32(spread) * (np.float32(0.5) - reach[:, :1])
+    alone = np.float32(0.5) + room * (2 * chance[:, :2] - 1)  # [n, 2]: x, y of a lone object
     along, across = _place_pair(chance, reach)
     quarter = _CORNERS[choice(keys, "corners", 4, 1)[:, 0]]
     slack = np.float32(0.25) - reach
@@ -172,7 +175,7 @@ def _place(
         centre = middle + (2 * chance[:, 3 * axis : 3 * axis + 3] - 1) * slack
         pair = np.where((vertical == axis)[:, None], along, across)
         centre[:, :2] = np.where((count == 2)[:, None], pair, centre[:, :2])
-        centre[:, 0] = np.where(count == 1, anywhere[:, axis], centre[:, 0])
+        centre[:, 0] = np.where(count == 1, alone[:, axis], centre[:, 0])
         centres.append(centre)
     return centres[0], centres[1]
 

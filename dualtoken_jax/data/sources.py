@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -33,6 +33,24 @@ class Source(Protocol):
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
 
+class Files:
+    """Pictures named one by one, without labels or captions."""
+
+    class_names = ()
+
+    def __init__(self, paths: Sequence[str | os.PathLike]) -> None:
+        """Opens nothing."""
+        self._paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, indices: np.ndarray) -> list[Example]:
+        """Examples with the encoded bytes of the files. OSError, with the file name, where one cannot be read."""
+        paths = [self._paths[int(index)] for index in indices]
+        return [Example(Path(path).read_bytes(), None, None, str(path)) for path in paths]
+
+
 class Folder:
     """A folder of pictures, as the user has it: nothing is converted, files are read when they are needed.
 
@@ -42,15 +60,17 @@ class Folder:
     adding files moves none of the others across.
     """
 
-    def __init__(self, path: str | os.PathLike, split: Literal["train", "eval"], eval_fraction: float = 0.1) -> None:
+    def __init__(
+        self, path: str | os.PathLike, split: Literal["train", "eval", "all"], eval_fraction: float = 0.1
+    ) -> None:
         """Lists the folder; no picture is opened.
 
         Raises:
           FileNotFoundError, NotADirectoryError: there is no such folder.
           ValueError: it holds no pictures, or `split` or `eval_fraction` is impossible.
         """
-        if split not in ("train", "eval"):
-            raise ValueError(f"split must be 'train' or 'eval', got {split!r}")
+        if split not in ("train", "eval", "all"):
+            raise ValueError(f"split must be 'train', 'eval' or 'all', got {split!r}")
         if not 0 < eval_fraction < 1:
             raise ValueError(f"eval_fraction must lie strictly between 0 and 1, got {eval_fraction}")
         self._root = Path(path).expanduser()
@@ -125,7 +145,7 @@ def _class_name(file: str) -> str:
 
 def _split_files(files: list[str], split: str, eval_fraction: float) -> list[str]:
     """The files of one split. Neither split is ever empty; a single file belongs to both."""
-    if len(files) == 1:
+    if len(files) == 1 or split == "all":
         return files
     digests = [hashlib.blake2b(os.fsencode(file), digest_size=8).digest() for file in files]
     rank = np.array([int.from_bytes(digest, "big") for digest in digests], np.uint64) / 2.0**64

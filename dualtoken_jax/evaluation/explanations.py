@@ -17,16 +17,16 @@ _PLAIN = {
     "psnr": "reconstruction: peak signal-to-noise ratio in dB, mean over pictures; higher is better",
     "ssim": "reconstruction: structural similarity, 1 is identical",
     "l1": "reconstruction: mean absolute difference of values from 0 to 1; lower is better",
-    "cosine_hidden": "cosine similarity of the features that replace the deep hidden state with the teacher's, per token",
+    "cosine_hidden": "cosine similarity of each token's features at the semantic layer with the teacher's",
     "cosine_pooled": "cosine similarity of the image embedding with the teacher's",
-    "frechet_teacher": "Fréchet distance of reconstructions to inputs on this run's teacher's embeddings. It is not an rFID "
-    "(no Inception network) and compares only with runs that have the same teacher; lower is better",
+    "frechet_teacher": "Fréchet distance of reconstructions to inputs on the teacher's embeddings; lower is better. "
+    "It is not an rFID (there is no Inception network in it) and compares only runs with the same teacher",
     "bits_per_pixel": "size of the codes that the decoder reads, divided by the number of pixels",
     "bits_per_pixel_all": "size of the codes of all branches, divided by the number of pixels",
 }
 _CODEBOOK = {
     "use": "share of the codes met at least once",
-    "perplexity": "codes in effective use, exp(entropy): the number of codes if all are equally frequent, 1 if one is all",
+    "perplexity": "codes in effective use, exp(entropy): all of them if equally frequent, 1 if one does everything",
     "kl": "divergence of the codes' frequencies from uniform, in nats; lower is more even",
 }
 

@@ -1,4 +1,4 @@
-"""Plots of a run as SVG text to stand inside a page. Text and axes take the page's own colour, so that dark mode works."""
+"""Plots of a run as SVG text for an HTML page. Text and axes take the page's own colour, so that dark mode works."""
 
 import io
 import re
@@ -62,7 +62,7 @@ def curves(metrics: Sequence[Mapping[str, float]]) -> str:
 
 
 def code_use(counts: np.ndarray) -> str:
-    """How evenly each depth uses its codes, from counts [D, K]: codes sorted by use, 1 is what uniform use would give."""
+    """How evenly each depth uses its codes, from counts [D, K]: codes sorted by use, relative to uniform use."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _panels(len(counts), columns=4, height=1.7)
         for depth, (ax, row) in enumerate(zip(axes, counts, strict=True)):
@@ -89,6 +89,7 @@ def _panels(number: int, columns: int, height: float):
     """A figure ten inches wide with `number` axes; empty places stay empty."""
     rows = -(-number // columns)
     figure = Figure(figsize=(10, height * rows), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes[number:]:
         ax.set_axis_off()

@@ -53,7 +53,7 @@ def measure(task, state, config: Config, mesh) -> Measurement:
 
 
 def _collect(task, state, source: Source, config: Config, mesh) -> dict[str, Any]:
-    """Embeddings, labels and texts of all examples on every host; sums and code counts over them; the first pictures."""
+    """Embeddings, labels and texts of all examples on every host, sums and code counts; the first few pictures."""
     siglip, host = config.model.siglip, (jax.process_index(), jax.process_count())
     everywhere = NamedSharding(mesh, PartitionSpec())
     step = jax.jit(lambda state, batch: (task.eval_step(state, batch), batch), out_shardings=everywhere)

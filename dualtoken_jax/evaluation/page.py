@@ -85,8 +85,9 @@ p { margin: .3rem 0; max-width: 46rem }
 .note, small { color: var(--soft) }
 .note { font-size: .9rem; margin-bottom: 1rem }
 code, pre { font: .85em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .7rem .9rem; overflow-x: auto }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(145px, 1fr)); gap: .75rem; margin-top: 1.5rem }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .7rem .9rem;
+  overflow-x: auto }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(175px, 1fr)); gap: .75rem; margin-top: 1.5rem }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem .95rem }
 .tile b { display: block; font-size: 1.5rem; font-weight: 600; font-variant-numeric: tabular-nums; line-height: 1.25 }
 .tile span, .tile small { display: block; font-size: .82rem; line-height: 1.35 }
@@ -95,12 +96,12 @@ table { border-collapse: collapse }
 .gallery td { padding: 2px }
 .gallery th { text-align: right; font-weight: 500; font-size: .82rem; color: var(--soft); padding: 0 .8rem 0 0;
   white-space: nowrap }
-.gallery img { display: block; width: 106px; border-radius: 4px }
+.gallery img { display: block; width: 102px; border-radius: 4px }
 img { image-rendering: pixelated }
 .plain { width: 100%; font-size: .86rem }
 .plain td { padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
 .plain td:first-child { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .8rem }
-.plain td:nth-child(2) { font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
+.plain td:nth-child(2) { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; min-width: 14rem }
 .plain td:nth-child(3) { color: var(--soft) }
 .plot { min-width: 720px }
 .plot svg { display: block; width: 100%; height: auto; font-family: inherit }

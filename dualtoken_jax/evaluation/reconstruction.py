@@ -25,9 +25,9 @@ class Samples(NamedTuple):
 def sample(task: Tokenizer, state, images: np.ndarray, mesh: Mesh) -> Samples:
     """Runs the tokenizer on `images`, uint8 [B, H, W, 3], the same on every host.
 
-    Columns: `input`; `reconstruction`, clamped, where there is a decoder; `teacher`, the frozen teacher's hidden state at
-    the semantic layer; `semantic`, the features u de-quantized from the semantic codes, where there are any. The last two
-    are the first three principal components as RGB, in one basis fitted on the teacher, so that their colours compare.
+    Columns: `input`; `reconstruction`, clamped, where there is a decoder; `teacher`, the frozen teacher's hidden state
+    at the semantic layer; `semantic`, the features u de-quantized from the semantic codes, where there are any. The
+    last two are three principal components as RGB, in one basis fitted on the teacher, so that their colours compare.
     """
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     padded = np.pad(images, ((0, -len(images) % rows), (0, 0), (0, 0), (0, 0)))
@@ -81,7 +81,7 @@ def enlarge(images: np.ndarray, side: int) -> np.ndarray:
 
 
 def grid(samples: Samples, rows: int = 8, smallest: int = 96) -> np.ndarray:
-    """One picture uint8 [H, W, 3] of the first `rows` examples: a row each, the columns of `Samples` from left to right.
+    """One picture uint8 [H, W, 3] of the first `rows` examples: a row each, the columns of `Samples` in their order.
 
     Pictures narrower than `smallest` pixels are enlarged by whole numbers.
     """

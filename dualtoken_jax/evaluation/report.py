@@ -40,10 +40,10 @@ def write_report(
         _head(config, results),
         _pictures(samples) if samples else "",
         _training(metrics),
-        _all_metrics(results),
-        _code_use(config, measurement.code_counts),
+        _code_use(measurement.code_counts),
         _token_maps(samples) if samples else "",
         _zero_shot(measurement),
+        _all_metrics(results),
         _configuration(config),
     ]
     path = Path(workdir) / "report.html"
@@ -76,7 +76,7 @@ def supervision(config: Config) -> str:
     """What the branches of this tokenizer are."""
     model = config.model
     return {
-        "dual": f"Two codebooks: pixel codes from layer {model.pixel_tap}, semantic codes from layer {model.semantic_layer}.",
+        "dual": f"Two codebooks: pixels at layer {model.pixel_tap}, semantics at layer {model.semantic_layer}.",
         "single": f"One codebook at layer {model.semantic_layer} serves both reconstruction and semantics.",
         "dual_deep": f"Two codebooks, both at layer {model.semantic_layer}.",
         "pixel_only": f"Pixel codes alone, from layer {model.pixel_tap}; the deep features are not quantized.",
@@ -93,8 +93,8 @@ def perceptual_term(config: Config) -> str:
     if config.loss.perceptual_network == "lpips":
         return "The perceptual loss is LPIPS (VGG16)."
     return (
-        "The perceptual loss is the distance of the frozen teacher's first hidden states: a stand-in for LPIPS where its "
-        "weights are not at hand."
+        "The perceptual loss is the distance of the frozen teacher's first hidden states, a stand-in where the weights "
+        "of LPIPS are not at hand."
     )
 
 
@@ -145,22 +145,14 @@ def _pictures(samples: Samples) -> str:
 
 def _training(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     plots = [page.plot(figures.curves(lines), name) for name, lines in metrics.items() if lines]
-    return page.section("Training", "Values at the logged steps, not smoothed; unweighted terms of the loss.", *plots)
+    return page.section(
+        "Training",
+        "Over steps, at those that were logged, not smoothed. Terms of the loss are shown without their weights.",
+        *plots,
+    )
 
 
-def _all_metrics(results: Mapping[str, Any]) -> str:
-    rows = [(name, format_value(value), explain(name)) for name, value in results.items()]
-    return page.section("Measurements", "Everything in evaluation.json.", page.table(rows))
-
-
-def format_value(value: Any) -> str:
-    """A figure for people: counts in full, others with four digits, lists item by item."""
-    if isinstance(value, list):
-        return "  ".join(format_value(item) for item in value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-
-
-def _code_use(config: Config, counts: Mapping[str, np.ndarray]) -> str:
+def _code_use(counts: Mapping[str, np.ndarray]) -> str:
     plots = [
         page.plot(
             figures.code_use(count),
@@ -169,9 +161,8 @@ def _code_use(config: Config, counts: Mapping[str, np.ndarray]) -> str:
         for branch, count in counts.items()
     ]
     note = "Codes sorted by how often they were met; 1, the dashed line, is what even use would give. "
-    return page.section(
-        "Use of the codes", note + "A codebook in good use falls slowly and ends far to the right.", *plots
-    )
+    note += "A codebook in good use falls slowly and ends far to the right."
+    return page.section("Use of the codes", note, *plots)
 
 
 def _token_maps(samples: Samples) -> str:
@@ -189,13 +180,24 @@ def _zero_shot(measurement: Measurement) -> str:
         items = "".join(f"<li>{escape(name)} <small>{score:.2f}</small></li>" for name, score in guess.best)
         mark, verdict = ("right", "✓") if guess.right else ("wrong", "✗")
         image = page.picture(measurement.images[guess.example], guess.truth)
-        cards.append(
-            f"<div class=card>{image}<div><b class={mark}>{verdict} {escape(guess.truth)}</b><ol>{items}</ol></div></div>"
-        )
+        heading = f"<b class={mark}>{verdict} {escape(guess.truth)}</b>"
+        cards.append(f"<div class=card>{image}<div>{heading}<ol>{items}</ol></div></div>")
     note = "The class in bold is the truth; below it the three nearest class names with their cosine similarity."
     return page.section(
         "Zero-shot examples", note, f"<div class=cards>\n{chr(10).join(cards)}\n</div>" if cards else ""
     )
+
+
+def _all_metrics(results: Mapping[str, Any]) -> str:
+    rows = [(name, format_value(value), explain(name)) for name, value in results.items()]
+    return page.section("Measurements", "Everything in evaluation.json.", page.table(rows))
+
+
+def format_value(value: Any) -> str:
+    """A figure for people: counts in full, others with four digits, lists item by item."""
+    if isinstance(value, list):
+        return "  ".join(format_value(item) for item in value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
 def _configuration(config: Config) -> str:

@@ -114,7 +114,7 @@ class Encoder(nnx.Module):
     def __init__(self, config: TowerConfig, dtype, remat: Remat, unroll: int, rngs: nnx.Rngs):
         self.depth, self.remat, self.unroll = config.depth, remat, unroll
         make = nnx.vmap(lambda rngs: Block(config, dtype, rngs), in_axes=0, out_axes=0)
-        self.layers = make(rngs.fork(split=config.depth))
+        self.layers = nnx.split_rngs(splits=config.depth)(make)(rngs)
 
     def __call__(self, x: jax.Array, start: int = 0, stop: int | None = None) -> jax.Array:
         """Runs layers start+1 … stop (1-based, inclusive): `h_start` in, `h_stop` out."""
@@ -147,6 +147,14 @@ class AttentionPool(nnx.Module):
         return (x + self.mlp(self.norm(x)))[:, 0]
 
 
+def sincos_positions(grid: int, width: int) -> jax.Array:
+    """Sines and cosines of both coordinates at geometric frequencies, [grid², width] (width divisible by 4)."""
+    quarter = width // 4
+    frequencies = 1.0 / 10_000 ** (jnp.arange(quarter) / max(quarter - 1, 1))
+    y, x = jnp.mgrid[:grid, :grid].reshape(2, -1, 1) * frequencies  # [grid², width / 4] each
+    return jnp.concatenate([jnp.sin(x), jnp.cos(x), jnp.sin(y), jnp.cos(y)], axis=-1)
+
+
 class VisionTower(nnx.Module):
     """Images [B, H, W, 3] in [−1, 1] → tokens; call `embed`, any segments of `encoder`, then `pool`."""
 
@@ -155,8 +163,8 @@ class VisionTower(nnx.Module):
         self.patch_embedding = nnx.Conv(
             3, tower.width, (patch, patch), strides=patch, padding="VALID", dtype=dtype, rngs=rngs
         )
-        position = nnx.initializers.normal(tower.width**-0.5)(rngs.params(), (config.grid**2, tower.width))
-        self.position_embedding = nnx.Param(position)
+        # Learned, but born knowing the plane: from random positions a small tower takes far longer to see shapes.
+        self.position_embedding = nnx.Param(sincos_positions(config.grid, tower.width))
         self.encoder = Encoder(tower, dtype, config.remat, config.unroll, rngs)
         self.norm = layer_norm(tower.width, dtype, rngs)
         self.head = AttentionPool(tower, dtype, rngs)

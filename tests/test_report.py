@@ -1,0 +1,164 @@
+"""The report: everything a run has is on the page, nothing is loaded from elsewhere, and every kind of run gets one."""
+
+import base64
+import dataclasses
+import html.parser
+import io
+import re
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config
+from PIL import Image
+
+from dualtoken_jax import loop, sharding
+from dualtoken_jax.config import teacher_config
+from dualtoken_jax.evaluation import figures
+from dualtoken_jax.evaluation.explanations import explain
+from dualtoken_jax.evaluation.reconstruction import enlarge, feature_colours, grid
+from dualtoken_jax.evaluation.report import write_report
+from dualtoken_jax.metric_writer import MetricWriter, read_metrics
+from dualtoken_jax.models import init_params
+from dualtoken_jax.models.siglip import Siglip
+from dualtoken_jax.tasks import make_task
+
+COLUMNS = {
+    "dual": ["input", "reconstruction", "teacher", "semantic"],
+    "single": ["input", "reconstruction", "teacher", "semantic"],
+    "dual_deep": ["input", "reconstruction", "teacher", "semantic"],
+    "pixel_only": ["input", "reconstruction", "teacher"],
+    "semantic_only": ["input", "teacher", "semantic"],
+}
+
+
+class Page(html.parser.HTMLParser):
+    """Headings, pictures and addresses of a page; fails on tags that are not closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.images, self.addresses, self.headings = [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.addresses += [value for name, value in attributes.items() if name.endswith(("src", "href"))]
+        if tag == "img":
+            self.images.append(Image.open(io.BytesIO(base64.b64decode(attributes["src"].split(",", 1)[1]))))
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.addresses += [value for name, value in attributes if name.endswith(("src", "href"))]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "h2":
+            self.headings.append(data)
+
+
+def evaluated(config, folder):
+    """An untrained state of that run, evaluated: the measurement and samples."""
+    folder.mkdir(exist_ok=True)
+    mesh, task = sharding.make_mesh(config.mesh), make_task(config)
+    frozen = {}
+    if config.task == "tokenizer":
+        frozen = {"siglip": init_params(lambda rngs: Siglip(config.model.siglip, rngs), jax.random.key(1))}
+    with jax.set_mesh(mesh):
+        state = jax.jit(task.init_state)(jax.random.key(0), frozen)
+        writer = MetricWriter(folder)
+        writer.write_scalars(0, {"loss": 2.0, "mse": 1.0, "perceptual": 0.5, "generator": 0.1})
+        measurement, samples = loop.evaluate(task, state, config, mesh, writer)
+        writer.close()
+    return measurement, samples
+
+
+def report(config, folder):
+    """The text of the report of an untrained state, its parsed page, and the samples."""
+    measurement, samples = evaluated(config, folder)
+    metrics = {config.task: read_metrics(folder), "teacher": []}
+    text = write_report(folder, config, measurement, samples, metrics).read_text()
+    return text, Page(text), samples
+
+
+@pytest.mark.parametrize("supervision", COLUMNS)
+def test_every_kind_of_tokenizer_gets_its_page(supervision, tmp_path):
+    config = tiny_config("demo" if supervision == "dual" else f"demo_{supervision}")
+    text, page, samples = report(config, tmp_path)
+    assert page.headings == [
+        "Pictures", "Training", "Use of the codes", "Token maps", "Zero-shot examples", "Measurements", "Configuration",
+    ]  # fmt: skip
+    assert list(samples.columns) == COLUMNS[supervision]
+    assert all(column.shape == (16, 16, 16, 3) and column.dtype == np.uint8 for column in samples.columns.values())
+    assert set(samples.codes) == set(config.model.branches)
+    for branch, codes in samples.codes.items():
+        assert codes.shape == (16, 2, 2, config.model.quantizer(branch).depth)
+    assert len(page.images) > 8 * len(samples.columns)
+    assert grid(samples, rows=3).shape == (3 * 96 + 2 * 4, len(samples.columns) * 100 - 4, 3)
+    assert ("PSNR" in text) == config.model.reconstructs
+    assert "rFID" not in re.sub(r"not an rFID", "", text)
+
+
+def test_nothing_is_loaded_from_elsewhere(tmp_path):
+    text, page, _ = report(tiny_config(), tmp_path)
+    assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
+    assert "<script" not in text and "@import" not in text
+    assert set(re.findall(r"url\((.)", text)) <= {"#"}
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
+
+
+def test_text_is_escaped(tmp_path):
+    name = '<b>"&evil'
+    text, _, _ = report(dataclasses.replace(tiny_config(), name=name), tmp_path)
+    assert name not in text and "&lt;b&gt;&quot;&amp;evil" in text
+
+
+def test_a_contrastive_run_has_a_report_without_reconstructions(tmp_path):
+    _, page, samples = report(teacher_config(tiny_config()), tmp_path)
+    assert samples is None
+    assert page.headings == ["Training", "Zero-shot examples", "Measurements", "Configuration"]
+
+
+def test_evaluations_reach_tensorboard_and_metrics(tmp_path):
+    evaluated(tiny_config(), tmp_path)
+    assert any("eval/psnr" in line for line in read_metrics(tmp_path))
+    log = b"".join(file.read_bytes() for file in (tmp_path / "tensorboard").iterdir())
+    assert b"pictures/input_reconstruction_teacher_semantic" in log
+    assert all(f"code_use/{name}".encode() in log for name in ("pixel/depth2", "semantic/depth3"))
+
+
+def test_every_figure_is_explained(tmp_path):
+    measurement, _ = evaluated(tiny_config(), tmp_path)
+    assert [name for name in measurement.results if not explain(name)] == []
+    assert "teacher, nothing quantized" in explain("teacher_zero_shot_top1")
+    assert explain("of_another_program") == ""
+
+
+def test_predictions_agree_with_the_accuracy(tmp_path):
+    config = tiny_config()
+    few = dataclasses.replace(config, data=dataclasses.replace(config.data, eval_examples=24))
+    measurement, _ = evaluated(few, tmp_path)
+    shares = np.mean([guess.right for guess in measurement.predictions])
+    assert measurement.results["zero_shot_top1"] == pytest.approx(shares)
+    assert all(np.diff([score for _, score in guess.best]).max() <= 0 for guess in measurement.predictions)
+
+
+def test_feature_colours_share_one_basis():
+    features = np.random.default_rng(0).normal(size=(2, 50, 8)).astype(np.float32)
+    first, same = feature_colours([features, features])
+    assert first.shape == (2, 50, 3) and np.array_equal(first, same)
+    assert first.reshape(-1, 3).std(axis=0).min() > 40  # the whole range of colours is used
+
+
+def test_enlarge_repeats_pixels():
+    small = np.arange(4).reshape(1, 2, 2)
+    assert enlarge(small, 4).tolist() == [[[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]]
+
+
+def test_equal_codes_have_equal_colours():
+    colours = figures.colour_codes(np.array([[3, 3], [7, 16383]]))
+    assert np.array_equal(colours[0, 0], colours[0, 1])
+    assert len(np.unique(colours.reshape(-1, 3), axis=0)) == 3

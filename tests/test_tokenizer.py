@@ -1,0 +1,200 @@
+"""The tokenizer's step: where gradients flow, what stages freeze, what a bad batch may not touch."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from configs import tokenizer as recipes
+from dualtoken_jax import losses, sharding
+from dualtoken_jax.config import teacher_config
+from dualtoken_jax.models import bind
+from dualtoken_jax.models.dualtoken import forward
+from dualtoken_jax.optimizer import names
+from dualtoken_jax.sharding import MeshConfig
+from dualtoken_jax.tasks import make_task
+from dualtoken_jax.tasks.state import normalise
+
+ROWS = 16
+
+
+def _with(config, **loss):
+    return dataclasses.replace(config, loss=dataclasses.replace(config.loss, **loss))
+
+
+def _batch(seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (ROWS, 16, 16, 3), dtype=np.uint8),
+        "text": rng.integers(0, 300, (ROWS, 24), dtype=np.int32),
+        "label": np.zeros(ROWS, np.int32),
+        "weight": np.ones(ROWS, np.float32),
+    }
+
+
+def _start(config):
+    teacher = make_task(teacher_config(config))
+    frozen = {"siglip": jax.jit(lambda key: teacher.init_state(key, {}).params)(jax.random.key(7))}
+    task = make_task(config)
+    return task, jax.jit(task.init_state)(jax.random.key(0), frozen)
+
+
+def _changed(old, new) -> dict[str, np.ndarray]:
+    """Largest change of every parameter, per layer where layers are stacked."""
+
+    def change(path, a, b):
+        delta = np.abs(np.asarray(a) - np.asarray(b))
+        stacked = "vision/encoder/layers" in "/".join(names(path))
+        return delta.reshape(delta.shape[0], -1).max(1) if stacked else delta.max()
+
+    flat = jax.tree_util.tree_flatten_with_path(jax.tree_util.tree_map_with_path(change, old, new))[0]
+    return {"/".join(names(path)): value for path, value in flat}
+
+
+def _step(config, batch=None):
+    task, state = _start(config)
+    new, metrics = jax.jit(task.train_step)(state, batch or _batch())
+    return state, new, metrics
+
+
+def test_pixel_losses_reach_the_shallow_layers_and_semantic_losses_the_deep_ones():
+    base = _with(tiny_config(), perceptual=0.0)
+    base = dataclasses.replace(base, optimizer=dataclasses.replace(base.optimizer, weight_decay=0.0))
+    no_semantic = _with(base, hidden_mse=0.0, hidden_cosine=0.0, pooled_mse=0.0, pooled_cosine=0.0)
+    no_semantic = _with(no_semantic, commitment_semantic=0.0)
+    old, new, _ = _step(no_semantic)
+    change = _changed(old.params, new.params)
+    layers = change["vision/encoder/layers/mlp/fc1/kernel"]
+    assert layers[0] > 0 and not layers[1:].any()  # the pixel tap is h_1
+    assert change["vision/patch_embedding/kernel"] > 0 and change["decoder/linear_out/kernel"] > 0
+    assert not any(value.any() for name, value in change.items() if name.startswith(("semantic/", "vision/head/")))
+
+    no_pixel = _with(base, mse=0.0, commitment_pixel=0.0)
+    old, new, _ = _step(no_pixel)
+    change = _changed(old.params, new.params)
+    assert (change["vision/encoder/layers/mlp/fc1/kernel"] > 0).all() and change["vision/head/probe"] > 0
+    assert not any(value.any() for name, value in change.items() if name.startswith(("pixel/", "decoder/")))
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_stage_changes_nothing_that_it_freezes(stage):
+    config = recipes.with_stage(_with(tiny_config(), generator=0.75, discriminator_start=0), stage)
+    old, new, metrics = _step(config)
+    change = _changed(old.params, new.params)
+    layers = change["vision/encoder/layers/mlp/fc1/kernel"]
+    if stage == 0:
+        assert not layers[:2].any() and layers[2] > 0  # up to the semantic layer
+        assert change["vision/patch_embedding/kernel"] == 0 and change["decoder/linear_out/kernel"] > 0
+        assert "generator" not in metrics
+    else:
+        assert not layers[:1].any() and (layers[1:] > 0).all()
+        assert not any(value.any() for name, value in change.items() if name.startswith(("pixel/", "decoder/")))
+        assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, (old.codebooks["pixel"], new.codebooks["pixel"]))))
+        assert (old.codebooks["semantic"]["count"] != new.codebooks["semantic"]["count"]).any()
+
+
+@pytest.mark.parametrize("supervision", ["single", "dual_deep", "pixel_only", "semantic_only"])
+def test_every_supervision_trains(supervision):
+    old, new, metrics = _step(_with(tiny_config(f"demo_{supervision}"), generator=0.75, discriminator_start=0))
+    assert np.isfinite(metrics["loss"]) and int(new.total_skips) == 0
+    layers = _changed(old.params, new.params)["vision/encoder/layers/mlp/fc1/kernel"]
+    assert (layers > 0).tolist() == [True, supervision != "pixel_only", supervision != "pixel_only"]
+
+
+def test_the_step_s_gradient_is_that_of_the_loss_as_METHOD_writes_it():
+    config = _with(tiny_config(), generator=0.75, discriminator_start=0)
+    task, state = _start(config)
+    batch = _batch()
+    images, loss = normalise(jnp.asarray(batch["image"])), config.loss
+    teacher = task._teach(state.frozen, images)
+    _, _, metrics = _step(config, batch)
+    critic = bind(task.discriminator, state.discriminator)
+
+    def written_out(params, w):
+        out, _ = forward(bind(task.graphdef, params), state.codebooks, images, jax.random.key(0))
+        mean, x = jnp.mean, out.reconstruction
+        perceptual = mean(losses.feature_distance(task._shallow(state.frozen, x), teacher.shallow))
+        total = 5 * (mean((out.hidden - teacher.hidden) ** 2) - mean(losses.cosine(out.hidden, teacher.hidden)))
+        total += mean((out.pooled - teacher.pooled) ** 2) - mean(losses.cosine(out.pooled, teacher.pooled))
+        total += 5 * sum(q.commitment for q in out.quantized.values())
+        total += 5 * mean((x - images) ** 2) + perceptual + 0.75 * w * -mean(critic(x))
+        return total, (mean((x - images) ** 2) + perceptual, -mean(critic(x)))
+
+    kernel = lambda tree: tree["decoder"]["linear_out"]["kernel"]  # noqa: E731
+    parts = jax.jit(jax.jacrev(lambda p: written_out(p, 0.0)[1]))(state.params)
+    w = losses.adaptive_weight(kernel(parts[0]), kernel(parts[1]))
+    (total, _), gradients = jax.jit(jax.value_and_grad(written_out, has_aux=True))(state.params, w)
+    np.testing.assert_allclose(metrics["generator_weight"], w, rtol=1e-4)
+    np.testing.assert_allclose(metrics["loss"], total, rtol=1e-5)
+    norm = np.sqrt(sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(gradients)))
+    np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-4)
+    assert loss.generator == 0.75
+
+
+def test_the_discriminator_waits_for_its_start():
+    old, new, metrics = _step(_with(tiny_config(), generator=0.75, discriminator_start=5))
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), old.discriminator, new.discriminator)
+    assert all(jax.tree.leaves(same)) and float(metrics["generator_weight"]) == 0
+
+
+def test_a_non_finite_step_changes_no_weight_moment_or_codebook():
+    config = _with(tiny_config(), generator=0.75, discriminator_start=0)
+    task, state = _start(config)
+    batch = _batch() | {"weight": np.full(ROWS, np.nan, np.float32)}
+    new, metrics = jax.jit(task.train_step)(state, batch)
+    assert not np.isfinite(metrics["loss"])
+    assert (int(new.step), int(new.consecutive_skips), int(new.total_skips)) == (1, 1, 1)
+    untouched = dict(step=0, consecutive_skips=0, total_skips=0)
+    for a, b in zip(jax.tree.leaves(state.replace(**untouched)), jax.tree.leaves(new.replace(**untouched)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    recovered, _ = jax.jit(task.train_step)(new, _batch())
+    assert (int(recovered.consecutive_skips), int(recovered.total_skips)) == (0, 1)
+
+
+@pytest.mark.parametrize(("fsdp", "tensor"), [(1, 1), (8, 1), (2, 2)])
+def test_sharded_equals_unsharded(fsdp, tensor, monkeypatch):
+    monkeypatch.setattr(sharding, "_SMALL", 64)  # so that tiny arrays are split at all
+    config = _with(tiny_config(), generator=0.75, discriminator_start=0)
+    _, alone, expected = _step(config)
+    task, state = _start(config)
+    mesh = sharding.make_mesh(MeshConfig(fsdp, tensor))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(state, sharding.place(state, mesh))
+        split = [leaf for leaf in jax.tree.leaves(placed) if not leaf.sharding.is_fully_replicated]
+        assert bool(split) == (fsdp * tensor > 1)
+        new, metrics = jax.jit(task.train_step)(placed, sharding.to_global(_batch(), mesh))
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
+    for a, b in zip(jax.tree.leaves(alone.codebooks), jax.tree.leaves(new.codebooks), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_no_result(remat):
+    config = tiny_config()
+    siglip = dataclasses.replace(config.model.siglip, remat=remat)
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, siglip=siglip))
+    (_, _, plain), (_, _, remade) = _step(config), _step(other)
+    np.testing.assert_allclose(plain["gradient_norm"], remade["gradient_norm"], rtol=1e-5)
+
+
+def test_ema_follows_the_weights():
+    old, new, _ = _step(tiny_config())  # decay 0.5
+    for a, p, e in zip(*map(jax.tree.leaves, (old.params, new.params, new.ema)), strict=True):
+        np.testing.assert_allclose(e, (a + p) / 2, atol=1e-6)
+
+
+def test_the_convolutional_decoder_trains_under_the_full_loss():
+    config = _with(tiny_config(), generator=0.75, discriminator_start=0)
+    decoder = dataclasses.replace(
+        config.model.decoder, kind="convolutional", channels=8, multipliers=(1, 2), residual_blocks=1, latent_grid=8,
+        attention_grids=(8,), groups=4,
+    )  # fmt: skip
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))
+    old, new, metrics = _step(config)
+    change = _changed(old.params, new.params)
+    assert int(new.total_skips) == 0 and np.isfinite(metrics["generator_weight"])
+    assert all(value.any() for name, value in change.items() if name.startswith("decoder/") and name.endswith("kernel"))
