@@ -23,11 +23,11 @@ class Checkpoints:
     """The checkpoints of one workdir."""
 
     def __init__(self, workdir: Path, keep: int = 2, read_only: bool = False):
-        """`read_only` leaves the folder as it is; otherwise a run that is writing to it would lose its half-written files."""
+        """`read_only` leaves the folder alone: a run that is writing to it would lose its half-written files."""
         self.workdir = Path(workdir).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        if read_only:
-            options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
+        if read_only:  # Orbax's own read_only does the same, and warns of it on every start
+            options = ocp.CheckpointManagerOptions(create=False)
         self._manager = ocp.CheckpointManager(self.workdir / "checkpoints", options=options)
 
     @property

@@ -33,6 +33,8 @@ class TrainConfig:
 class LossConfig:
     """Weights of the terms (METHOD: losses); a stage is a set of these and what it freezes. 0 leaves a term out."""
 
+    contrastive: Literal["sigmoid", "softmax"] = "sigmoid"  # of a contrastive run: SigLIP's loss, or CLIP's
+
     hidden_mse: float = 5.0  # replaced hidden state against the teacher's
     hidden_cosine: float = 5.0
     pooled_mse: float = 1.0  # image embedding against the teacher's
@@ -62,6 +64,7 @@ class TeacherConfig:
     path: str = ""  # workdir of a finished contrastive run; empty trains one in WORKDIR/teacher
     train: TrainConfig | None = None  # None: `path` is required
     optimizer: OptimizerConfig | None = None
+    contrastive: Literal["sigmoid", "softmax"] = "sigmoid"  # SigLIP's loss, or CLIP's, which learns faster at first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,4 +263,5 @@ def teacher_config(config: Config, data: DataConfig | None = None) -> Config:
         optimizer=teacher.optimizer,
         seed=config.seed,
         mesh=config.mesh,
+        loss=LossConfig(contrastive=teacher.contrastive),
     )

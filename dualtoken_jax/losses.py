@@ -41,18 +41,31 @@ def discriminator_loss(real: jax.Array, fake: jax.Array, kind: str) -> jax.Array
     return 0.5 * (hinge(1 - real).mean() + hinge(1 + fake).mean())
 
 
-def sigmoid_contrastive(
-    images: jax.Array, texts: jax.Array, ids: jax.Array, scale: jax.Array, bias: jax.Array, weight: jax.Array
-) -> jax.Array:
-    """SigLIP's pairwise sigmoid loss (Zhai et al. 2023, algorithm 1) of embeddings [B, C] and token ids [B, T].
+def sigmoid_contrastive(cosines: jax.Array, scale: jax.Array, bias: jax.Array, same: jax.Array, weight: jax.Array):
+    """SigLIP's pairwise sigmoid loss (Zhai et al. 2023, algorithm 1).
 
-    Captions that read the same are all positives: in a small vocabulary they are frequent, and calling them negatives
-    would teach noise. `weight` [B] is 0 for rows that do not count; `scale` is a logarithm.
+    `cosines` [B, B] of images (rows) and texts, `scale` a logarithm, `same` [B, B] marks the positives, `weight` [B] is
+    0 for rows that do not count.
     """
-    logits = jnp.exp(scale) * unit(images) @ unit(texts).T + bias  # [B, B]
-    same = (ids[:, None] == ids[None]).all(axis=-1)
+    logits = jnp.exp(scale) * cosines + bias
     pairs = -jax.nn.log_sigmoid(jnp.where(same, logits, -logits)) * weight[:, None] * weight[None]
     return pairs.sum() / weight.sum()
+
+
+def softmax_contrastive(cosines: jax.Array, scale: jax.Array, bias: jax.Array, same: jax.Array, weight: jax.Array):
+    """CLIP's symmetric softmax loss (Radford et al. 2021), arguments as above; the bias has no effect.
+
+    An image or text with several positives shares its probability among them.
+    """
+    pairs = same * weight[:, None] * weight[None]
+    logits = jnp.exp(scale) * cosines + 0 * bias
+    logits = jnp.where(weight[:, None] * weight[None] > 0, logits, -1e9)
+
+    def one_way(logits, pairs):
+        share = pairs / jnp.maximum(pairs.sum(axis=-1, keepdims=True), 1e-8)
+        return -(share * jax.nn.log_softmax(logits, axis=-1)).sum() / weight.sum()
+
+    return (one_way(logits, pairs) + one_way(logits.T, pairs.T)) / 2
 
 
 def unit(x: jax.Array) -> jax.Array:

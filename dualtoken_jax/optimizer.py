@@ -20,6 +20,8 @@ class OptimizerConfig:
     warmup_steps: int = 10_000
     final_learning_rate: float = 0.0
     clip_norm: float | None = None  # global gradient norm; None does not clip
+    slow_modules: tuple[str, ...] = ()  # path prefixes whose learning rate is multiplied by slow_factor
+    slow_factor: float = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,25 +78,44 @@ def trainable(params, freeze: FreezeConfig):
 
     Raises ValueError for a frozen module that does not exist.
     """
-    found = set()
+    _check_prefixes("freeze.modules", freeze.modules, params)
 
     def mask(path, leaf):
         name = "/".join(names(path))
-        for prefix in freeze.modules:
-            if name == prefix or name.startswith(prefix + "/"):
-                found.add(prefix)
-                return np.float32(0)
+        if _is_within(name, freeze.modules):
+            return np.float32(0)
         if name.startswith("vision/encoder/layers/"):
             alive = np.arange(leaf.shape[0]) >= freeze.layers
             return alive.astype(np.float32).reshape(-1, *[1] * (leaf.ndim - 1))
         return np.float32(1)
 
-    masks = jax.tree_util.tree_map_with_path(mask, params)
-    if missing := set(freeze.modules) - found:
-        raise ValueError(f"freeze.modules: no parameter is called {sorted(missing)}; top-level names are {sorted(params)}")
-    return masks
+    return jax.tree_util.tree_map_with_path(mask, params)
 
 
-def masked(tree, masks):
-    """Zeroes what is frozen, in gradients (so that moments stay 0) and in updates (so that weight decay stays out)."""
-    return jax.tree.map(lambda leaf, m: leaf * m, tree, masks)
+def update_scales(params, config: OptimizerConfig):
+    """Factors like `params` for the updates: slow_factor in the slow modules, 1 elsewhere.
+
+    Raises ValueError for a slow module that does not exist.
+    """
+    _check_prefixes("optimizer.slow_modules", config.slow_modules, params)
+
+    def scale(path, _):
+        return np.float32(config.slow_factor if _is_within("/".join(names(path)), config.slow_modules) else 1)
+
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def _is_within(name: str, prefixes: tuple[str, ...]) -> bool:
+    return any(name == prefix or name.startswith(prefix + "/") for prefix in prefixes)
+
+
+def _check_prefixes(field: str, prefixes: tuple[str, ...], params) -> None:
+    present = ["/".join(names(path)) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    missing = [prefix for prefix in prefixes if not any(_is_within(name, (prefix,)) for name in present)]
+    if missing:
+        raise ValueError(f"{field}: no parameter is called {missing}; top-level names are {sorted(params)}")
+
+
+def scaled(tree, factors):
+    """Gradients by the mask (so that moments of frozen weights stay 0), updates by mask and scale (decay included)."""
+    return jax.tree.map(lambda leaf, factor: leaf * factor, tree, factors)

@@ -30,8 +30,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Flags → encode or decode."""
     parser = _parser()
     flags = parser.parse_args(arguments)
-    origins = [bool(flags.images), bool(flags.path), bool(flags.split) and not flags.path, bool(flags.decode)]
-    if sum(origins) != 1:
+    origins = [flags.images, flags.path, flags.split and not flags.path, flags.decode]
+    if sum(map(bool, origins)) != 1:
         parser.error("say what to take: IMAGE…, --path=FOLDER, --split=train|eval, or --decode=CODES, one of them")
 
     try:

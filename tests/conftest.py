@@ -5,10 +5,13 @@ import os
 import sys
 from pathlib import Path
 
-# Before the first import of jax, which reads them once.
+# Before the first import of jax, which reads them once. The tests compile far more than they compute: hence programs that
+# are hardly optimised, and kept for the next test, for commands in other processes and for the next session.
 os.environ["JAX_PLATFORMS"] = "cpu"
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    flags = " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flags
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests use the recipes, which are no part of the package
 
 import pytest
@@ -51,6 +54,7 @@ def tokenizer_workdir(tmp_path_factory) -> Path:
     """The workdir of a finished tokenizer run."""
     from dualtoken_jax import job
 
-    workdir = tmp_path_factory.mktemp("runs") / "tokenizer"
-    job.run(tiny_config(), workdir)
+    config, workdir = tiny_config(), tmp_path_factory.mktemp("runs") / "tokenizer"
+    model = dataclasses.replace(config.model, projection="linear")  # half the time to compile
+    job.run(dataclasses.replace(config, model=model), workdir)
     return workdir

@@ -47,7 +47,7 @@ class Reader:
         return batch
 
     def examples(self, indices: np.ndarray) -> list[tuple[Example | None, tuple[str, BadImage] | None]]:
-        """Per index the example, centre-cropped, and (origin, error) of a bad image; with no substitutes one is None."""
+        """Per index the cropped example, and (origin, error) of a bad image; without substitutes one is None."""
         return [self._usable(int(i), found, None) for i, found in zip(indices, self._read(indices), strict=True)]
 
     def _usable(

@@ -61,8 +61,12 @@ def describe(scenes: SceneArrays) -> list[SceneDescription]:
     return descriptions
 
 
-def caption(scene: SceneDescription, dice: list[float]) -> str:
-    """One true sentence; `dice` (8 numbers in [0, 1)) decide what it mentions."""
+def caption(scene: SceneDescription, dice: list[float], detail: float) -> str:
+    """One true sentence; `dice` (9 numbers in [0, 1)) decide what it mentions, beyond colours, shapes and relations
+    with probability `detail`.
+    """
+    if dice[8] >= detail:
+        dice = [1.0] * 4 + dice[4:6] + [0.0, 0.5]
     text = _things(scene, dice)
     background = _background_phrase(scene, dice[6])
     if background and len(scene.objects) == 1 and dice[7] < 0.2:
@@ -88,8 +92,8 @@ def _things(scene: SceneDescription, dice: list[float]) -> str:
 
 
 def _phrase(thing: ObjectDescription, size_die: float, texture_die: float) -> str:
-    size = f"{thing.size} " if size_die < 0.4 else ""
-    texture = f"{thing.texture} " if texture_die < 0.4 else ""
+    size = f"{thing.size} " if size_die < 0.5 else ""
+    texture = f"{thing.texture} " if texture_die < 0.5 else ""
     return f"a {size}{texture}{thing.colour} {thing.shape}"
 
 
@@ -99,7 +103,7 @@ def _short_phrase(thing: ObjectDescription, die: float) -> str:
 
 
 def _background_phrase(scene: SceneDescription, die: float) -> str:
-    if die < 0.75:
+    if die < 0.5:
         return ""
-    pattern = f"{scene.pattern} " if die < 0.87 else ""
+    pattern = f"{scene.pattern} " if die < 0.75 else ""
     return f"a {pattern}{scene.background} background"

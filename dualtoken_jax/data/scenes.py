@@ -37,6 +37,7 @@ class ScenesConfig:
     max_objects: int = 3  # most objects in one scene, 1 to 3
     single_fraction: float = 0.5  # share of scenes with exactly one object; these carry a label
     spread: float = 0.4  # of the room that a lone object has around the centre, the share it uses; photographers centre
+    detail: float = 0.5  # share of captions that may name sizes, textures and the background too
     difficulty: float = 0.5  # 0 flat and clean; 1 patterns, clutter, strong shading, noise sigma 3 % of full range
     size: int = 1_000_000  # scenes in the split
 
@@ -50,6 +51,7 @@ class ScenesConfig:
             self.single_fraction,
             "max_objects=1 makes every scene a single: set single_fraction=1.0, or raise max_objects",
         )
+        _check(0 <= self.detail <= 1, "detail", self.detail, "use a share from 0 to 1")
         _check(0 <= self.spread <= 1, "spread", self.spread, "use a share from 0 to 1")
         _check(0 <= self.difficulty <= 1, "difficulty", self.difficulty, "use a value from 0 to 1")
         _check(1 <= self.size < 2**62, "size", self.size, "use at least 1 scene and fewer than 2**62")
@@ -87,12 +89,12 @@ class Scenes:
         """
         scenes = self._draw(indices)
         images = render(scenes, self._config.resolution, self._config.difficulty)
-        dice = uniform(scenes.keys, "caption", 8).tolist()
+        dice = uniform(scenes.keys, "caption", 9).tolist()
         labels = (scenes.shape[:, 0] * len(COLOURS) + scenes.colour[:, 0]).tolist()
         examples = []
         for image, description, dice_row, label in zip(images, describe(scenes), dice, labels, strict=True):
             single = len(description.objects) == 1
-            examples.append(Example(image, caption(description, dice_row), label if single else None))
+            examples.append(Example(image, caption(description, dice_row, self._config.detail), label if single else None))
         return examples
 
     def describe(self, index: int) -> SceneDescription:

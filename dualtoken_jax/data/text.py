@@ -6,7 +6,7 @@ import numpy as np
 
 from dualtoken_jax.data.scenes import WORDS
 
-PAD = 0
+PAD = 0  # fills the row of an empty caption
 _FIRST_BYTE = 1
 _FIRST_WORD = _FIRST_BYTE + 256
 _PROMPT_WORDS = (
@@ -16,7 +16,11 @@ _PROMPT_WORDS = (
 
 
 class WordTokenizer:
-    """Lower-cases, drops punctuation, pads with 0 on the right and cuts at `length` tokens."""
+    """Lower-cases, drops punctuation, repeats the caption until `length` tokens are full, and cuts there.
+
+    SigLIP pads instead, and its text tower attends to the padding. Four words among twenty pads make all captions look
+    alike to a fresh tower, and a short training spends itself on telling them apart; repeated words do not.
+    """
 
     def __init__(self, length: int):
         self.length = length
@@ -33,7 +37,8 @@ class WordTokenizer:
         ids = np.full((len(captions), self.length), PAD, np.int32)
         for row, caption in zip(ids, captions, strict=True):
             tokens = [token for word in re.findall(r"\w+", caption.lower()) for token in self._word(word)]
-            row[: len(tokens)] = tokens[: self.length]
+            if tokens:
+                row[:] = np.resize(tokens, self.length)
         return ids
 
     def _word(self, word: str) -> list[int]:

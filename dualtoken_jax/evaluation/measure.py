@@ -1,5 +1,6 @@
 """One pass over the held-out examples: everything that evaluation.json holds."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -55,8 +56,7 @@ def measure(task, state, config: Config, mesh) -> Measurement:
 def _collect(task, state, source: Source, config: Config, mesh) -> dict[str, Any]:
     """Embeddings, labels and texts of all examples on every host, sums and code counts; the first few pictures."""
     siglip, host = config.model.siglip, (jax.process_index(), jax.process_count())
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    step = jax.jit(lambda state, batch: (task.eval_step(state, batch), batch), out_shardings=everywhere)
+    step = _compiled_step(task, mesh)
     batches = eval_batches(
         source,
         WordTokenizer(siglip.text_length).encode,
@@ -79,6 +79,17 @@ def _collect(task, state, source: Source, config: Config, mesh) -> dict[str, Any
             codes[branch] = codes.get(branch, 0) + counts.astype(np.float64)
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
     return joined | {"sums": sums, "codes": codes, "image": np.array(images)}
+
+
+@functools.lru_cache(maxsize=1)  # a new jit would compile again at every evaluation of a run
+def _compiled_step(task, mesh):
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(lambda state, batch: (task.eval_step(state, batch), batch), out_shardings=everywhere)
+
+
+@functools.lru_cache(maxsize=1)
+def _compiled_text(task):
+    return jax.jit(task.embed_text)
 
 
 def _class_embeddings(task, state, source: Source, config: Config) -> np.ndarray:
@@ -112,7 +123,7 @@ def templates(config: Config) -> tuple[str, ...]:
 def caption_embedder(task, state, config: Config):
     """A function from captions to embeddings [n, C] on the host, in batches of one shape."""
     encode = WordTokenizer(config.model.siglip.text_length).encode
-    embed, size = jax.jit(task.embed_text), config.train.batch_size
+    embed, size = _compiled_text(task), config.train.batch_size
 
     def embed_captions(captions: list[str]) -> np.ndarray:
         ids = encode(captions)

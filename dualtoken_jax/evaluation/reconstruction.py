@@ -1,6 +1,6 @@
 """What a tokenizer makes of a few pictures, as pictures: reconstructions, features, codes."""
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -31,8 +31,8 @@ def sample(task: Tokenizer, state, images: np.ndarray, mesh: Mesh) -> Samples:
     """
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     padded = np.pad(images, ((0, -len(images) % rows), (0, 0), (0, 0), (0, 0)))
-    look = jax.jit(partial(_look, task), out_shardings=NamedSharding(mesh, PartitionSpec()))
-    seen = jax.tree.map(lambda value: value[: len(images)], jax.device_get(look(state, padded)))
+    seen = jax.device_get(_compiled_look(task, mesh)(state, padded))
+    seen = jax.tree.map(lambda value: value[: len(images)], seen)
     grid, columns = task.config.model.siglip.grid, {"input": images}
     if seen["reconstruction"] is not None:
         columns["reconstruction"] = _to_uint8(seen["reconstruction"])
@@ -40,6 +40,11 @@ def sample(task: Tokenizer, state, images: np.ndarray, mesh: Mesh) -> Samples:
         columns[name] = enlarge(view.reshape(-1, grid, grid, 3), images.shape[1])
     codes = {name: value.reshape(len(images), grid, grid, -1) for name, value in seen["codes"].items()}
     return Samples(columns, codes)
+
+
+@lru_cache(maxsize=1)  # a new jit would compile again at every evaluation of a run
+def _compiled_look(task: Tokenizer, mesh: Mesh):
+    return jax.jit(partial(_look, task), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def _look(task: Tokenizer, state, images: jax.Array) -> dict:

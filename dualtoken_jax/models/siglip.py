@@ -36,6 +36,9 @@ class SiglipConfig:
     text: TowerConfig = TowerConfig(1152, 27, 16, 4304)
     vocabulary: int = 32_000  # text token ids
     text_length: int = 64  # tokens, padded
+    # The SigLIP paper (section 3.2) starts at scale 10, bias −10; short trainings need a steeper start.
+    initial_logit_scale: float = 10.0
+    initial_logit_bias: float = -10.0
     dtype: Literal["float32", "bfloat16"] = "float32"  # compute type; parameters stay float32
     remat: Remat = "none"  # what the backward pass recomputes: nothing, all but matmuls, whole layers
     unroll: int = 1  # layers per scan iteration; more is faster to run and slower to compile
@@ -209,6 +212,5 @@ class Siglip(nnx.Module):
     def __init__(self, config: SiglipConfig, rngs: nnx.Rngs):
         self.vision = VisionTower(config, rngs)
         self.text = TextTower(config, rngs)
-        # The initial values of the SigLIP paper (section 3.2): t' = log 10, b = −10.
-        self.logit_scale = nnx.Param(jnp.log(jnp.full((1,), 10.0)))
-        self.logit_bias = nnx.Param(jnp.full((1,), -10.0))
+        self.logit_scale = nnx.Param(jnp.log(jnp.full((1,), config.initial_logit_scale)))
+        self.logit_bias = nnx.Param(jnp.full((1,), config.initial_logit_bias))

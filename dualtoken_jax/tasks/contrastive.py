@@ -8,7 +8,7 @@ from dualtoken_jax import losses
 from dualtoken_jax.config import Config
 from dualtoken_jax.models import bind, definition, init_params
 from dualtoken_jax.models.siglip import Siglip
-from dualtoken_jax.optimizer import make_optimizer, schedule
+from dualtoken_jax.optimizer import make_optimizer, scaled, schedule, update_scales
 from dualtoken_jax.tasks.state import TrainState, all_finite, guarded, moving_average, new_state, normalise
 
 
@@ -28,17 +28,23 @@ class Contrastive:
         return new_state(params, self.optimizer, self.config.train.ema_decay is not None, frozen=frozen)
 
     def train_step(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One AdamW step on the sigmoid loss."""
+        """One AdamW step on the pairwise loss."""
+        sigmoid = self.config.loss.contrastive == "sigmoid"
+        contrast = losses.sigmoid_contrastive if sigmoid else losses.softmax_contrastive
 
         def loss_fn(params):
             model = bind(self.graphdef, params)
             image, text = model.vision(normalise(batch["image"])), model.text(batch["text"])
-            scale, bias = model.logit_scale[...], model.logit_bias[...]
-            return losses.sigmoid_contrastive(image, text, batch["text"], scale, bias, batch["weight"])
+            # Captions that read the same are all positives: in a small vocabulary they are frequent, and calling them
+            # negatives would teach noise.
+            same = (batch["text"][:, None] == batch["text"][None]).all(axis=-1)
+            cosines = losses.unit(image) @ losses.unit(text).T  # [B, B]
+            return contrast(cosines, model.logit_scale[...], model.logit_bias[...], same, batch["weight"])
 
         loss, gradients = jax.value_and_grad(loss_fn)(state.params)
         norm = optax.global_norm(gradients)
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.params)
+        updates = scaled(updates, update_scales(state.params, self.config.optimizer))
         params = optax.apply_updates(state.params, updates)
         ema = moving_average(state.ema, params, self.config.train.ema_decay)
         new = state.replace(params=params, optimizer=optimizer, ema=ema)

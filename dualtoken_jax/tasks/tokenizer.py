@@ -15,7 +15,7 @@ from dualtoken_jax.models.dualtoken import DualToken, forward
 from dualtoken_jax.models.quantizer import init_codebook, quantize
 from dualtoken_jax.models.siglip import Siglip
 from dualtoken_jax.models.vgg import Lpips
-from dualtoken_jax.optimizer import discriminator_schedule, make_optimizer, masked, schedule, trainable
+from dualtoken_jax.optimizer import discriminator_schedule, make_optimizer, scaled, schedule, trainable, update_scales
 from dualtoken_jax.tasks.state import TrainState, all_finite, guarded, moving_average, new_state, normalise
 
 SHALLOW = 2  # layers of the teacher whose hidden states stand in for LPIPS
@@ -200,9 +200,10 @@ class Tokenizer:
     def _apply(self, state, gradients, codebooks, adversary):
         """The state after this step's updates, and the norm of the gradients."""
         masks = trainable(state.params, self.config.freeze)
-        gradients = masked(gradients, masks)
+        gradients = scaled(gradients, masks)
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, masked(updates, masks))
+        updates = scaled(scaled(updates, masks), update_scales(state.params, self.config.optimizer))
+        params = optax.apply_updates(state.params, updates)
         ema = moving_average(state.ema, params, self.config.train.ema_decay)
         new = state.replace(params=params, optimizer=optimizer, ema=ema, codebooks=codebooks)
         if adversary is not None:
