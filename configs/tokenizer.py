@@ -63,34 +63,39 @@ def with_stage(config: Config, stage: int) -> Config:
 
 def demo(name: str = "demo") -> Config:
     """About a quarter of an hour on two CPU cores; see README for what it reaches."""
-    tower = TowerConfig(width=64, depth=6, heads=2, mlp_width=192)
+    tower = TowerConfig(width=128, depth=4, heads=4, mlp_width=384)
     text = TowerConfig(width=64, depth=2, heads=2, mlp_width=192)
+    siglip = SiglipConfig(32, 8, tower, text, vocabulary=512, text_length=20, initial_logit_scale=20.0)
     model = DualTokenConfig(
-        siglip=SiglipConfig(32, 4, tower, text, vocabulary=512, text_length=24, unroll=6),
+        siglip=siglip,
         supervision=name.removeprefix("demo_") if name != "demo" else "dual",
-        pixel_layer=2,
-        semantic_layer=5,
-        shortcut_layer=1,
+        pixel_layer=1,
+        semantic_layer=3,
+        shortcut_layer=None,
         post_attention="full",
-        pixel=QuantizerConfig(codes=256, width=32, depth=4),
+        pixel=QuantizerConfig(codes=512, width=32, depth=8),
         semantic=QuantizerConfig(codes=256, width=32, depth=4),
-        decoder=DecoderConfig(kind="transformer", width=64, depth=3, heads=2),
+        decoder=DecoderConfig(kind="transformer", width=128, depth=3, heads=4),
     )
     return Config(
         name=name,
         task="tokenizer",
         model=model,
-        data=DataConfig(scenes=ScenesConfig(resolution=32)),
-        train=TrainConfig(steps=600, batch_size=64, log_every=20, checkpoint_every=200),
-        optimizer=OptimizerConfig(learning_rate=1e-3, b1=0.9, b2=0.99, warmup_steps=50, clip_norm=1.0),
-        loss=LossConfig(perceptual_network="teacher", discriminator_start=400, discriminator_settled=500),
+        data=DataConfig(scenes=ScenesConfig(single_fraction=0.9, detail=0.1, difficulty=0.4)),
+        train=TrainConfig(steps=2_000, batch_size=64, log_every=50, checkpoint_every=500),
+        optimizer=OptimizerConfig(learning_rate=1e-3, b1=0.9, b2=0.99, warmup_steps=100, clip_norm=1.0),
+        loss=LossConfig(perceptual_network="teacher", discriminator_start=1_600, discriminator_settled=1_800),
         discriminator=DiscriminatorConfig(channels=16, groups=8),
         discriminator_optimizer=OptimizerConfig(
             learning_rate=3e-4, weight_decay=0.0, warmup_steps=50, final_learning_rate=1e-4
         ),
         teacher=TeacherConfig(
-            train=TrainConfig(steps=900, batch_size=128, log_every=20, checkpoint_every=300),
-            optimizer=OptimizerConfig(learning_rate=2e-3, b1=0.9, b2=0.98, warmup_steps=100, clip_norm=1.0),
+            # A text tower as fast as the images' first learns to ignore what they cannot show yet, the shapes.
+            contrastive="softmax",
+            train=TrainConfig(steps=3_500, batch_size=64, log_every=50, checkpoint_every=500),
+            optimizer=OptimizerConfig(
+                learning_rate=1e-3, b1=0.9, b2=0.98, warmup_steps=100, clip_norm=1.0, slow_modules=("text",)
+            ),
         ),
     )
 

@@ -2,15 +2,16 @@
 
 import dataclasses
 import os
+import subprocess
 import sys
 from pathlib import Path
 
-# Before the first import of jax, which reads them once. The tests compile far more than they compute: hence programs that
-# are hardly optimised, and kept for the next test, for commands in other processes and for the next session.
+# Before the first import of jax, which reads them once. The tests compile far more than they compute: hence programs
+# that are hardly optimised, and kept for the next test, for commands in other processes and for the next session.
+_DEVICES = "--xla_force_host_platform_device_count"
+_FLAGS = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 os.environ["JAX_PLATFORMS"] = "cpu"
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    flags = " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flags
+os.environ["XLA_FLAGS"] = f"{_FLAGS} {_DEVICES}=8"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests use the recipes, which are no part of the package
 
@@ -49,12 +50,27 @@ def tiny_config(name: str = "demo"):
     )
 
 
-@pytest.fixture(scope="session")
-def tokenizer_workdir(tmp_path_factory) -> Path:
-    """The workdir of a finished tokenizer run."""
+def python(*arguments, devices: int = 1) -> subprocess.CompletedProcess:
+    """The outcome of `python ARGUMENTS` in a process of its own, with that many CPU devices."""
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"XLA_FLAGS": f"{_FLAGS} {_DEVICES}={devices}", "PYTHONPATH": f"{root}:{root / 'tests'}"}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=1200)
+
+
+def train_tiny(workdir: str) -> None:
+    """The main job on the tiny recipe."""
     from dualtoken_jax import job
 
-    config, workdir = tiny_config(), tmp_path_factory.mktemp("runs") / "tokenizer"
+    config = tiny_config()
     model = dataclasses.replace(config.model, projection="linear")  # half the time to compile
-    job.run(dataclasses.replace(config, model=model), workdir)
+    job.run(dataclasses.replace(config, model=model), Path(workdir))
+
+
+@pytest.fixture(scope="session")
+def tokenizer_workdir(tmp_path_factory) -> Path:
+    """The workdir of a finished tokenizer run, trained on one device."""
+    workdir = tmp_path_factory.mktemp("runs") / "tokenizer"
+    done = python("-c", "import sys, conftest; conftest.train_tiny(sys.argv[1])", workdir)
+    assert done.returncode == 0, done.stderr
     return workdir

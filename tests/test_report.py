@@ -8,6 +8,7 @@ import io
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
@@ -62,6 +63,18 @@ class Page(html.parser.HTMLParser):
             self.headings.append(data)
 
 
+def frozen_shapes(config):
+    """Shapes of the teacher that a tokenizer's state holds."""
+    make = lambda key: init_params(lambda rngs: Siglip(config.model.siglip, rngs), key)  # noqa: E731
+    return {"siglip": jax.eval_shape(make, jax.random.key(0))} if config.task == "tokenizer" else {}
+
+
+def drawn(shapes):
+    """Small random numbers of these shapes: the real initialisation takes longer to compile than everything else."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+
+
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     """A function from a config to its untrained state's (measurement, samples, folder of logs), each evaluated once."""
@@ -71,12 +84,9 @@ def evaluated(tmp_path_factory):
         folder = tmp_path_factory.mktemp("run")
         # One device: the compiler then has half as much to do. The report of the trained run below comes from eight.
         mesh = jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1], axis_types=(AxisType.Auto,) * 3)
-        task, frozen = make_task(config), {}
+        task = make_task(config)
         with jax.set_mesh(mesh):
-            if config.task == "tokenizer":
-                siglip = jax.jit(lambda key: init_params(lambda rngs: Siglip(config.model.siglip, rngs), key))
-                frozen = {"siglip": siglip(jax.random.key(1))}
-            state = jax.jit(task.init_state)(jax.random.key(0), frozen)
+            state = drawn(jax.eval_shape(task.init_state, jax.random.key(0), frozen_shapes(config)))
             writer = MetricWriter(folder)
             writer.write_scalars(0, {"loss": 2.0, "mse": 1.0, "perceptual": 0.5, "generator": 0.1})
             measurement, samples = loop.evaluate(task, state, config, mesh, writer)

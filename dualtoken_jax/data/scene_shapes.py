@@ -30,23 +30,12 @@ def _ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.abs(np.sqrt(x * x + y * y) - np.float32(0.67)) - np.float32(0.25)
 
 
-def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Five points: three reflections fold the plane onto a tenth of the star, whose edge is one straight line."""
-    x, y = np.abs(x), -y
-    for normal_x, normal_y in ((0.809017, -0.58778525), (-0.809017, -0.58778525)):
-        beyond = np.maximum(np.float32(normal_x) * x + np.float32(normal_y) * y, 0) * np.float32(2)
-        x, y = x - np.float32(normal_x) * beyond, y - np.float32(normal_y) * beyond
-    # The edge runs from the tip (0, 1) to the inner corner, at radius 0.45 and 36 degrees.
-    return (np.float32(0.63594) * np.abs(x) + np.float32(0.26450) * (y - 1)) * np.float32(1 / 0.68875)
-
-
 SHAPES = {
     "circle": _circle,
     "square": _square,
     "triangle": _triangle,
     "cross": _cross,
     "ring": _ring,
-    "star": _star,
 }
 
 
