@@ -64,7 +64,7 @@ def places(workdir: Path, report: Path) -> str:
 
 
 def frozen_weights(config: Config, workdir: Path) -> dict:
-    """The weights that the tokenizer's run never changes: from its workdir, else the teacher's run (trained if need be)."""
+    """The weights that a tokenizer's run never changes: from its workdir, else from the teacher (trained if needed)."""
     frozen = load_frozen(workdir)
     if frozen:
         return frozen

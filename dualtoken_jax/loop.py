@@ -1,8 +1,8 @@
 """THE loop, once for all tasks: evaluate, checkpoint, next batch, step.
 
-The order matters. A checkpoint is taken before the batch that follows it is read, so that the saved position is the next
-one to train on; an evaluation comes before the checkpoint of the same step, so that a crash in it loses nothing that a
-restart does not do again.
+The order matters. A checkpoint is taken before the batch that follows it is read, so that the saved position is the
+next one to train on; an evaluation comes before the checkpoint of the same step, so that a crash in it loses nothing
+that a restart does not do again.
 """
 
 import logging
@@ -153,7 +153,7 @@ def _check(metrics: dict[str, float] | None, config: Config) -> None:
         return
     bad = sorted(name for name, value in metrics.items() if not math.isfinite(value))
     raise NonFiniteError(
-        f"step {int(metrics['step'])}: {int(metrics['consecutive_skips'])} steps in a row were skipped because these are "
-        f"not finite: {', '.join(bad) or 'the updated weights'}. The last good state is kept. Lower "
+        f"step {int(metrics['step'])}: {int(metrics['consecutive_skips'])} steps in a row were skipped because these "
+        f"are not finite: {', '.join(bad) or 'the updated weights'}. The last good state is kept. Lower "
         "optimizer.learning_rate, set optimizer.clip_norm, or look at the pictures around this position"
     )

@@ -15,7 +15,7 @@ os.environ["XLA_FLAGS"] = f"{_FLAGS} {_DEVICES}=8"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests use the recipes, which are no part of the package
 
-import pytest
+import pytest  # noqa: E402
 
 
 def tiny_config(name: str = "demo"):
