@@ -65,7 +65,7 @@ def demo(name: str = "demo") -> Config:
     """About a quarter of an hour on two CPU cores; see README for what it reaches."""
     tower = TowerConfig(width=128, depth=4, heads=4, mlp_width=384)
     text = TowerConfig(width=64, depth=2, heads=2, mlp_width=192)
-    siglip = SiglipConfig(32, 8, tower, text, vocabulary=512, text_length=20, initial_logit_scale=20.0)
+    siglip = SiglipConfig(32, 8, tower, text, vocabulary=512, text_length=20, initial_logit_scale=20.0, unroll=4)
     model = DualTokenConfig(
         siglip=siglip,
         supervision=name.removeprefix("demo_") if name != "demo" else "dual",
@@ -82,9 +82,9 @@ def demo(name: str = "demo") -> Config:
         task="tokenizer",
         model=model,
         data=DataConfig(scenes=ScenesConfig(single_fraction=0.9, detail=0.1, difficulty=0.4)),
-        train=TrainConfig(steps=2_000, batch_size=64, log_every=50, checkpoint_every=500),
+        train=TrainConfig(steps=1_500, batch_size=64, log_every=50, checkpoint_every=500),
         optimizer=OptimizerConfig(learning_rate=1e-3, b1=0.9, b2=0.99, warmup_steps=100, clip_norm=1.0),
-        loss=LossConfig(perceptual_network="teacher", discriminator_start=1_600, discriminator_settled=1_800),
+        loss=LossConfig(perceptual_network="teacher", discriminator_start=1_200, discriminator_settled=1_350),
         discriminator=DiscriminatorConfig(channels=16, groups=8),
         discriminator_optimizer=OptimizerConfig(
             learning_rate=3e-4, weight_decay=0.0, warmup_steps=50, final_learning_rate=1e-4
@@ -92,7 +92,7 @@ def demo(name: str = "demo") -> Config:
         teacher=TeacherConfig(
             # A text tower as fast as the images' first learns to ignore what they cannot show yet, the shapes.
             contrastive="softmax",
-            train=TrainConfig(steps=3_500, batch_size=64, log_every=50, checkpoint_every=500),
+            train=TrainConfig(steps=3_000, batch_size=64, log_every=50, checkpoint_every=500),
             optimizer=OptimizerConfig(
                 learning_rate=1e-3, b1=0.9, b2=0.98, warmup_steps=100, clip_norm=1.0, slow_modules=("text",)
             ),

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from dualtoken_jax import loop, sharding
-from dualtoken_jax.checkpoint import CheckpointError, Checkpoints, load_config, load_frozen
+from dualtoken_jax.checkpoint import CheckpointError, Checkpoints, claim_workdir, load_config, load_frozen
 from dualtoken_jax.config import Config, ConfigError, teacher_config
 from dualtoken_jax.data.dataset import DataConfig, open_source
 from dualtoken_jax.evaluation.report import format_value, write_report
@@ -24,9 +24,20 @@ EXPECTED_ERRORS = (ConfigError, CheckpointError, loop.NonFiniteError, FileNotFou
 
 def run(config: Config, workdir: Path) -> dict:
     """Trains whatever is missing and returns the evaluation's results."""
+    preflight(config, workdir)
     frozen = frozen_weights(config, workdir) if config.task == "tokenizer" else {}
     state = loop.run(config, workdir, frozen)
     return conclude(config, workdir, state)
+
+
+def preflight(config: Config, workdir: Path) -> None:
+    """Finds out before the first step what would stop the run after the teacher; keeps compiled programs for a restart."""
+    claim_workdir(config, workdir)
+    open_source(config.data, config.seed, "train")
+    mesh = sharding.make_mesh(config.mesh)
+    for train in filter(None, (config.train, config.teacher.train)):
+        sharding.check_batch(train.batch_size, mesh)
+    jax.config.update("jax_compilation_cache_dir", str(Path(workdir).absolute() / "compilation_cache"))
 
 
 def conclude(config: Config, workdir: Path, state: TrainState) -> dict:

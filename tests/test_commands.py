@@ -72,7 +72,12 @@ def test_evaluate_repeats_the_runs_own_evaluation(tokenizer_workdir):
     file.unlink()
     done = command("evaluate", f"--workdir={tokenizer_workdir}")
     assert done.returncode == 0 and "psnr" in done.stdout and str(file) in done.stdout
-    assert json.loads(file.read_text()) == before
+    after = json.loads(file.read_text())
+    assert after.keys() == before.keys() and after["examples"] == before["examples"]
+    numbers = [name for name, value in before.items() if isinstance(value, float)]
+    assert len(numbers) > 20
+    for name in numbers:  # threads add up in any order
+        assert after[name] == pytest.approx(before[name], rel=1e-3, abs=1e-5), name
 
 
 def test_evaluate_says_what_is_wrong_with_a_folder(tmp_path):
