@@ -57,7 +57,10 @@ def load(workdir: str | Path, batch_size: int = 16) -> "ImageTokenizer":
             f"{workdir} holds a {config.task} run, which has no codes; give the workdir of a tokenizer run"
         )
     if not (workdir / "frozen").exists():
-        raise CheckpointError(f"{workdir} has no folder 'frozen' with the teacher's weights; copy the whole workdir")
+        raise CheckpointError(
+            f"{workdir} has no folder 'frozen', which holds the teacher's weights: its run is still training the teacher, "
+            "or it was copied without it"
+        )
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     return ImageTokenizer(config, job.load_state(config, workdir), batch_size)

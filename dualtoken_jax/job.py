@@ -37,7 +37,8 @@ def preflight(config: Config, workdir: Path) -> None:
     mesh = sharding.make_mesh(config.mesh)
     for train in filter(None, (config.train, config.teacher.train)):
         sharding.check_batch(train.batch_size, mesh)
-    jax.config.update("jax_compilation_cache_dir", str(Path(workdir).absolute() / "compilation_cache"))
+    if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR goes first
+        jax.config.update("jax_compilation_cache_dir", str(Path(workdir).absolute() / "compilation_cache"))
 
 
 def conclude(config: Config, workdir: Path, state: TrainState) -> dict:

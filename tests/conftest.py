@@ -8,10 +8,9 @@ from pathlib import Path
 
 # Before the first import of jax, which reads them once. The tests compile far more than they compute: hence programs
 # that are hardly optimised, and kept for the next test, for commands in other processes and for the next session.
-_DEVICES = "--xla_force_host_platform_device_count"
-_FLAGS = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+_FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count"
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{_FLAGS} {_DEVICES}=8"
+os.environ.setdefault("XLA_FLAGS", f"{_FLAGS}=8")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests use the recipes, which are no part of the package
 
@@ -53,7 +52,7 @@ def tiny_config(name: str = "demo"):
 def python(*arguments, devices: int = 1) -> subprocess.CompletedProcess:
     """The outcome of `python ARGUMENTS` in a process of its own, with that many CPU devices."""
     root = Path(__file__).parents[1]
-    environment = os.environ | {"XLA_FLAGS": f"{_FLAGS} {_DEVICES}={devices}", "PYTHONPATH": f"{root}:{root / 'tests'}"}
+    environment = os.environ | {"XLA_FLAGS": f"{_FLAGS}={devices}", "PYTHONPATH": f"{root}:{root / 'tests'}"}
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=1200)
 

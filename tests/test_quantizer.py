@@ -80,11 +80,11 @@ def test_counts_are_the_ema_of_assignments(update, shared):
 
 
 def test_restart_redraws_exactly_the_codes_below_the_threshold():
-    config = dataclasses.replace(CONFIG, restart_threshold=0.015, depth=1)
+    config = dataclasses.replace(CONFIG, restart_threshold=0.005, depth=1)
     codebook, z = init_codebook(config, jax.random.key(0)), _vectors(40, 8)
     result, new = quantize_and_update(codebook, z, config, jax.random.key(1))
     count = 0.01 * np.bincount(np.asarray(result.codes).reshape(-1), minlength=48)
-    dead = count < 0.015
+    dead = count < 0.005
     assert dead.any() and not dead.all()
     np.testing.assert_allclose(new["count"][0], np.where(dead, 1.0, count), atol=1e-6)
     distance = np.abs(np.asarray(new["sum"][0])[dead][:, None] - np.asarray(z)[None]).max(-1).min(-1)
@@ -98,7 +98,7 @@ def test_restart_draws_without_replacement_when_there_are_enough_vectors():
 
 
 def test_statistics_are_sums_over_the_global_batch():
-    mesh = jax.make_mesh((8,), ("data",))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     codebook, z = init_codebook(CONFIG, jax.random.key(0)), _vectors(16, 6, 8)
     step = jax.jit(lambda c, z: quantize_and_update(c, z, CONFIG, jax.random.key(1)))

@@ -34,7 +34,7 @@ BACKGROUNDS = {
 PATTERNS = ("plain", "shaded", "striped", "mottled")  # of a background
 # Radius as a fraction of the side. The same in every scene, so that a size word always means the same thing; a small
 # and a large object just fit beside each other, and 0.165 is 5 pixels at 32, the least that shows a shape.
-SIZES = {"small": 0.17, "medium": 0.235, "large": 0.31}
+SIZES = {"small": 0.165, "medium": 0.225, "large": 0.30}
 
 _OBJECT_RGB = np.array(list(COLOURS.values()), np.float32)
 _BACKGROUND_RGB = np.array(list(BACKGROUNDS.values()), np.float32)
