@@ -1,6 +1,6 @@
 """Image–text contrastive training of a SigLIP (Zhai et al. 2023): the demo's teacher on its own.
 
-    python -m dualtoken_jax.main --config=configs/siglip.py:demo
+python -m dualtoken_jax.main --config=configs/siglip.py:demo
 """
 
 from configs import tokenizer

@@ -44,7 +44,7 @@ def recipe(name: str) -> Config:
 
 
 def with_stage(config: Config, stage: int) -> Config:
-    """METHOD's stages: 0 warm-up without GAN, 1 everything, 2 semantic branch only. A stage is losses and what is frozen."""
+    """A stage is losses and what is frozen: 0 warm-up without GAN, 1 everything, 2 semantic branch only."""
     if stage == 0:
         freeze = FreezeConfig(("vision/patch_embedding",), config.model.semantic_layer)
         weights = {"hidden_mse": 0.0, "hidden_cosine": 0.0, "pooled_mse": 5.0, "pooled_cosine": 5.0, "generator": 0.0}
@@ -160,8 +160,6 @@ def _paper(name: str, model: DualTokenConfig) -> Config:
         loss=LossConfig(
             discriminator_start=epoch // 2, discriminator_settled=epoch, lpips_path="weights/lpips_vgg16.safetensors"
         ),
-        discriminator_optimizer=OptimizerConfig(
-            weight_decay=0.0, warmup_steps=epoch // 2, final_learning_rate=4e-5
-        ),
+        discriminator_optimizer=OptimizerConfig(weight_decay=0.0, warmup_steps=epoch // 2, final_learning_rate=4e-5),
         teacher=TeacherConfig(path="weights/teacher"),
     )

@@ -58,8 +58,8 @@ def load(workdir: str | Path, batch_size: int = 16) -> "ImageTokenizer":
         )
     if not (workdir / "frozen").exists():
         raise CheckpointError(
-            f"{workdir} has no folder 'frozen', which holds the teacher's weights: its run is still training the teacher, "
-            "or it was copied without it"
+            f"{workdir} has no folder 'frozen', which holds the teacher's weights: its run is still "
+            "training the teacher, or it was copied without it"
         )
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")

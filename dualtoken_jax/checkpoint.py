@@ -12,7 +12,13 @@ from dualtoken_jax.config import Config, ConfigError
 from dualtoken_jax.tasks.state import TrainState
 
 _FROZEN = "frozen"  # weights that no step changes: written once, not with every checkpoint
-_RUNTIME = ("data.threads", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.evaluate_every")
+_RUNTIME = (
+    "data.threads",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.evaluate_every",
+)
 
 
 class CheckpointError(RuntimeError):
@@ -109,7 +115,9 @@ def load_frozen(workdir: Path) -> dict:
     if not path.exists():
         return {}
     with ocp.StandardCheckpointer() as reader:
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), reader.metadata(path).item_metadata.tree)
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), reader.metadata(path).item_metadata.tree
+        )
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         like = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
         return reader.restore(path, like)

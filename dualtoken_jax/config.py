@@ -217,29 +217,41 @@ def _tokenizer_requirements(config):
     taps = [model.semantic_layer, model.pixel_tap] + ([model.shortcut_layer] if model.has_shortcut else [])
     for layer in taps:
         yield 0 <= layer <= depth, f"a tap at layer {layer} is outside the vision tower, which has {depth} layers"
-    yield max(taps) == model.semantic_layer, (
-        f"model.semantic_layer {model.semantic_layer} must be the deepest tap, got taps {taps}"
+    yield (
+        max(taps) == model.semantic_layer,
+        (f"model.semantic_layer {model.semantic_layer} must be the deepest tap, got taps {taps}"),
     )
     for branch in model.branches:
         quantizer = model.quantizer(branch)
         yield quantizer.depth >= 1 and quantizer.codes >= 2, f"model.{branch} needs depth ≥ 1 and codes ≥ 2"
-        yield model.projection != "attention" or model.siglip.vision.width % quantizer.width == 0, (
-            f"model.{branch}.width {quantizer.width} must divide the tower's width {model.siglip.vision.width}"
+        yield (
+            model.projection != "attention" or model.siglip.vision.width % quantizer.width == 0,
+            (f"model.{branch}.width {quantizer.width} must divide the tower's width {model.siglip.vision.width}"),
         )
     if model.reconstructs:
         yield from _decoder_requirements(model)
-        yield loss.perceptual == 0 or loss.perceptual_network == "teacher" or loss.lpips_path, (
-            "loss.perceptual_network 'lpips' needs loss.lpips_path, a weight file; without one use "
-            "loss.perceptual_network='teacher' or loss.perceptual=0"
+        yield (
+            loss.perceptual == 0 or loss.perceptual_network == "teacher" or loss.lpips_path,
+            (
+                "loss.perceptual_network 'lpips' needs loss.lpips_path, a weight file; without one use "
+                "loss.perceptual_network='teacher' or loss.perceptual=0"
+            ),
         )
-    yield config.teacher.path or config.teacher.train, "teacher.path is empty and the recipe trains no teacher: name one"
+    yield (
+        config.teacher.path or config.teacher.train,
+        "teacher.path is empty and the recipe trains no teacher: name one",
+    )
 
 
 def _decoder_requirements(model):
     decoder, siglip = model.decoder, model.siglip
     if decoder.kind == "convolutional":
-        yield decoder.resolution == siglip.image_size, (
-            f"model.decoder makes {decoder.resolution} px (latent_grid × 2^levels−1), the images have {siglip.image_size}"
+        yield (
+            decoder.resolution == siglip.image_size,
+            (
+                f"model.decoder makes {decoder.resolution} px (latent_grid × 2^(levels − 1)), "
+                f"images have {siglip.image_size}"
+            ),
         )
     else:
         covered = siglip.grid * siglip.patch_size

@@ -31,7 +31,7 @@ def run(config: Config, workdir: Path) -> dict:
 
 
 def preflight(config: Config, workdir: Path) -> None:
-    """Finds out before the first step what would stop the run after the teacher; keeps compiled programs for a restart."""
+    """Finds out at once what would stop the run after the teacher; keeps compiled programs for a restart."""
     claim_workdir(config, workdir)
     open_source(config.data, config.seed, "train")
     mesh = sharding.make_mesh(config.mesh)

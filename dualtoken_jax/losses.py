@@ -20,7 +20,7 @@ def _per_example(values: jax.Array) -> jax.Array:
 
 
 def feature_distance(a: list[jax.Array], b: list[jax.Array]) -> jax.Array:
-    """LPIPS's form without learned weights: unit-normalised channels, squared, averaged over tokens, summed over layers.
+    """LPIPS's form without learned weights: unit-length channels, squared, averaged over tokens, summed over layers.
 
     The perceptual term where no VGG weights are at hand; `a` and `b` are hidden states [B, N, C] of a frozen tower.
     """

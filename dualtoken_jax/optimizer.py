@@ -28,7 +28,9 @@ class OptimizerConfig:
 class FreezeConfig:
     """What stays as it is."""
 
-    modules: tuple[str, ...] = ()  # path prefixes such as "pixel" or "vision/patch_embedding"; "pixel" holds its codebook too
+    modules: tuple[
+        str, ...
+    ] = ()  # path prefixes such as "pixel" or "vision/patch_embedding"; "pixel" holds its codebook too
     layers: int = 0  # layers 1 … n of the vision tower
 
 

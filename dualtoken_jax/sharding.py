@@ -32,7 +32,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
 
 
 def place(shapes, mesh: Mesh):
-    """Shardings for every leaf of `shapes`: the largest divisible axis over fsdp, the next over tensor, else replicated."""
+    """Shardings for every leaf of `shapes`: its largest divisible axis over fsdp, the next over tensor."""
     return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(leaf.shape, mesh)), shapes)
 
 
@@ -61,7 +61,7 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
-    """Keeps axis 0 split over the batch axes; without this the compiler may gather activations. No-op without a mesh."""
+    """Keeps axis 0 split over the batch axes, lest the compiler gather activations. No-op without a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, BATCH)

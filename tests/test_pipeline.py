@@ -106,7 +106,10 @@ def assert_same(some, others):
 
 def joined(hosts_batches):
     """The global batches, from every host's list of its own."""
-    return [{key: np.concatenate([part[key] for part in parts]) for key in parts[0]} for parts in zip(*hosts_batches)]
+    return [
+        {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        for parts in zip(*hosts_batches, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("hosts", [2, 4])

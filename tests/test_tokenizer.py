@@ -92,7 +92,10 @@ def test_a_stage_changes_nothing_that_it_freezes(stage):
     else:
         assert not layers[:1].any() and (layers[1:] > 0).all()
         assert not any(value.any() for name, value in change.items() if name.startswith(("pixel/", "decoder/")))
-        assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, (old.codebooks["pixel"], new.codebooks["pixel"]))))
+        assert all(
+            (a == b).all()
+            for a, b in zip(*map(jax.tree.leaves, (old.codebooks["pixel"], new.codebooks["pixel"])), strict=True)
+        )
         assert (old.codebooks["semantic"]["count"] != new.codebooks["semantic"]["count"]).any()
 
 
@@ -148,7 +151,9 @@ def test_a_non_finite_step_changes_no_weight_moment_or_codebook():
     assert not np.isfinite(metrics["loss"])
     assert (int(new.step), int(new.consecutive_skips), int(new.total_skips)) == (1, 1, 1)
     untouched = dict(step=0, consecutive_skips=0, total_skips=0)
-    for a, b in zip(jax.tree.leaves(state.replace(**untouched)), jax.tree.leaves(new.replace(**untouched)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(state.replace(**untouched)), jax.tree.leaves(new.replace(**untouched)), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
     recovered, _ = jax.jit(task.train_step)(new, _batch())
     assert (int(recovered.consecutive_skips), int(recovered.total_skips)) == (0, 1)

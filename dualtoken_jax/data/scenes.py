@@ -94,7 +94,9 @@ class Scenes:
         examples = []
         for image, description, dice_row, label in zip(images, describe(scenes), dice, labels, strict=True):
             single = len(description.objects) == 1
-            examples.append(Example(image, caption(description, dice_row, self._config.detail), label if single else None))
+            examples.append(
+                Example(image, caption(description, dice_row, self._config.detail), label if single else None)
+            )
         return examples
 
     def describe(self, index: int) -> SceneDescription:

@@ -1,7 +1,7 @@
 """Decoders from up-projected pixel tokens to images (METHOD: decoder).
 
-Every decoder is `features` (everything but the last layer) and `output` (the last layer), because the adaptive generator
-weight needs gradients at the last layer only.
+Every decoder is `features` (everything but the last layer) and `output` (the last layer), because the adaptive
+generator weight needs gradients at the last layer only.
 """
 
 import dataclasses
@@ -96,7 +96,9 @@ class Level(nnx.Module):
         self.blocks = config.residual_blocks + 1
         self.attends = grid in config.attention_grids
         for i in range(self.blocks):
-            setattr(self, f"block{i}", ResidualBlock(inputs if i == 0 else outputs, outputs, config.groups, dtype, rngs))
+            setattr(
+                self, f"block{i}", ResidualBlock(inputs if i == 0 else outputs, outputs, config.groups, dtype, rngs)
+            )
             if self.attends:
                 setattr(self, f"attention{i}", GridAttention(outputs, config.groups, dtype, rngs))
         self.upsample = None if last else _conv(outputs, outputs, 3, dtype, rngs)

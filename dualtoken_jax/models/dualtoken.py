@@ -32,7 +32,9 @@ class DualTokenConfig:
     supervision: Supervision = "dual"
     pixel_layer: int = 6  # the pixel branch taps h_6 (1-based: the hidden state after layer 6)
     semantic_layer: int = 26  # the semantic branch taps and replaces h_26
-    shortcut_layer: int | None = 4  # h_4 is added to the pixel branch through a projection of its own; None as in the paper
+    shortcut_layer: int | None = (
+        4  # h_4 is added to the pixel branch through a projection of its own; None as in the paper
+    )
     shortcut_weight: float = 0.6
     projection: Kind = "attention"
     post_attention: Literal["causal", "full"] = "causal"  # attention of the up-projections, in raster order

@@ -72,9 +72,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, memory: jax.Array) -> jax.Array:
         split = lambda t: t.reshape(*t.shape[:-1], self.heads, -1)  # noqa: E731  [B, N, heads, head_dim]
-        mixed = jax.nn.dot_product_attention(
-            split(self.query(x)), split(self.key(memory)), split(self.value(memory))
-        )
+        mixed = jax.nn.dot_product_attention(split(self.query(x)), split(self.key(memory)), split(self.value(memory)))
         return self.out(mixed.reshape(x.shape))
 
 

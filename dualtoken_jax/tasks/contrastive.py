@@ -1,7 +1,6 @@
 """Image–text contrastive training of a SigLIP: the demo's teacher."""
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from dualtoken_jax import losses

@@ -39,9 +39,7 @@ def new_state(params: dict, optimizer: optax.GradientTransformation, ema: bool, 
 
 def guarded(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
     """`new` where `finite`; otherwise `old` with the step counted as skipped. Frozen weights pass through."""
-    chosen = jax.tree.map(
-        lambda a, b: jnp.where(finite, a, b), new.replace(frozen={}), old.replace(frozen={})
-    )
+    chosen = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new.replace(frozen={}), old.replace(frozen={}))
     return chosen.replace(
         step=old.step + 1,
         consecutive_skips=jnp.where(finite, 0, old.consecutive_skips + 1),

@@ -19,9 +19,7 @@ from dualtoken_jax.optimizer import discriminator_schedule, make_optimizer, scal
 from dualtoken_jax.tasks.state import TrainState, all_finite, guarded, moving_average, new_state, normalise
 
 SHALLOW = 2  # layers of the teacher whose hidden states stand in for LPIPS
-TERMS = (
-    "hidden_mse hidden_cosine pooled_mse pooled_cosine commitment_pixel commitment_semantic mse perceptual".split()
-)
+TERMS = "hidden_mse hidden_cosine pooled_mse pooled_cosine commitment_pixel commitment_semantic mse perceptual".split()
 
 
 class Teaching(NamedTuple):
@@ -226,8 +224,8 @@ class Tokenizer:
           'sums': weighted sums over the batch of per-example metrics (see evaluation.metrics.weighted_sums);
           'codes': counts [D, K] by branch;
           'embeddings': [B, C] each: 'image' (after quantization), 'text', 'teacher', and where there is a semantic
-          codebook 'teacher_quantized': the frozen teacher's own h_semantic through this tokenizer's semantic projections
-          and codebook, finished by the teacher; where there is a decoder 'reconstruction', the teacher's view of x̂.
+          codebook 'teacher_quantized': the frozen teacher's own h_semantic through this tokenizer's semantic
+          projections and codebook, finished by the teacher; where there is a decoder 'reconstruction', the teacher's view of x̂.
         """
         images, weight = normalise(batch["image"]), batch["weight"]
         model, siglip = bind(self.graphdef, state.averaged), bind(self.siglip, state.frozen["siglip"])
