@@ -225,7 +225,8 @@ class Tokenizer:
           'codes': counts [D, K] by branch;
           'embeddings': [B, C] each: 'image' (after quantization), 'text', 'teacher', and where there is a semantic
           codebook 'teacher_quantized': the frozen teacher's own h_semantic through this tokenizer's semantic
-          projections and codebook, finished by the teacher; where there is a decoder 'reconstruction', the teacher's view of x̂.
+          projections and codebook, finished by the teacher; where there is a decoder
+          'reconstruction', the teacher's view of x̂.
         """
         images, weight = normalise(batch["image"]), batch["weight"]
         model, siglip = bind(self.graphdef, state.averaged), bind(self.siglip, state.frozen["siglip"])
