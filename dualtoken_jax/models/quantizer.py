@@ -2,8 +2,8 @@
 
 A codebook is a plain dict of float32 arrays with a leading axis of 1 (shared by all depths) or D (one each):
 `embedding` [·, K, E], and its EMA statistics `count` [·, K] and `sum` [·, K, E]. All functions are pure. Everything
-runs in float32, and no buffer grows with vectors × codes: distances go through blocks of codes, statistics through segment
-sums.
+runs in float32, and no buffer grows with vectors × codes: distances go through blocks of codes, statistics through
+segment sums.
 """
 
 import dataclasses
