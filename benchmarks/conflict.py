@@ -7,6 +7,7 @@ Every run is the main command in a process of its own; runs that are already in 
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -25,9 +26,11 @@ def run(variant: str, seed: int, arguments: argparse.Namespace) -> dict:
     if not results.exists():
         command = [sys.executable, "-m", "dualtoken_jax.main", f"--config=configs/tokenizer.py:{variant}"]
         command += [f"--workdir={workdir}", f"--config.seed={seed}", f"--config.teacher.path={arguments.teacher}"]
-        command += [f"--config.train.steps={arguments.steps}", f"--config.train.checkpoint_every={arguments.steps}"]
+        command += [f"--config.train.steps={arguments.steps}", "--config.data.eval_examples=1024"]
         command += [f"--config.loss.discriminator_start={int(0.8 * arguments.steps)}"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        # One compilation for the seeds of a variant.
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(arguments.workdir.absolute() / "compilation_cache")}
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | cache)
     return json.loads(results.read_text())
 
 
@@ -50,7 +53,7 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, required=True, help="workdir of the shared teacher")
     parser.add_argument("--workdir", type=Path, default=Path("runs/conflict"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/conflict.json"))
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time")
     arguments = parser.parse_args()

@@ -24,7 +24,7 @@ class Contrastive:
     def init_state(self, key: jax.Array, frozen: dict) -> TrainState:
         """A state at step 0; a contrastive run has no frozen weights."""
         params = init_params(self.make, key)
-        return new_state(params, self.optimizer, self.config.train.ema_decay is not None, frozen=frozen)
+        return new_state(params, self.optimizer, self.config.train, key, frozen=frozen)
 
     def train_step(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         """One AdamW step on the pairwise loss."""

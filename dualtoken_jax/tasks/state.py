@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dualtoken_jax.config import TrainConfig
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -18,6 +20,7 @@ class TrainState:
     ema: dict  # moving average of params, {} where it is off
     consecutive_skips: jax.Array  # int32, non-finite steps in a row
     total_skips: jax.Array  # int32
+    seed: jax.Array  # uint32, of all randomness; an array, so that runs of other seeds share a compiled step
     codebooks: dict = flax.struct.field(default_factory=dict)
     discriminator: dict = flax.struct.field(default_factory=dict)
     discriminator_optimizer: Any = ()
@@ -29,12 +32,14 @@ class TrainState:
         return self.ema or self.params
 
 
-def new_state(params: dict, optimizer: optax.GradientTransformation, ema: bool, **rest) -> TrainState:
+def new_state(
+    params: dict, optimizer: optax.GradientTransformation, config: TrainConfig, key: jax.Array, **rest
+) -> TrainState:
     """A state at step 0."""
     # One buffer per leaf: a donated state must not hold the same one twice.
     zero = lambda: jnp.zeros((), jnp.int32)  # noqa: E731
-    average = jax.tree.map(jnp.copy, params) if ema else {}
-    return TrainState(zero(), params, optimizer.init(params), average, zero(), zero(), **rest)
+    average = {} if config.ema_decay is None else jax.tree.map(jnp.copy, params)
+    return TrainState(zero(), params, optimizer.init(params), average, zero(), zero(), jax.random.bits(key), **rest)
 
 
 def guarded(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:

@@ -62,13 +62,13 @@ class Tokenizer:
             discriminator = init_params(self.make_discriminator, discriminator_key)
             rest["discriminator"] = discriminator
             rest["discriminator_optimizer"] = self.discriminator_optimizer.init(discriminator)
-        ema = self.config.train.ema_decay is not None
-        return new_state(params, self.optimizer, ema, codebooks=codebooks, frozen=frozen, **rest)
+        rest |= {"codebooks": codebooks, "frozen": frozen}
+        return new_state(params, self.optimizer, self.config.train, key, **rest)
 
     def train_step(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         """One step of the generator, the codebooks and, once it is on, the discriminator."""
         images, weight = normalise(batch["image"]), batch["weight"]
-        key = jax.random.fold_in(jax.random.key(self.config.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         fixed = tuple(b for b in self.config.model.branches if b in self.config.freeze.modules)
 
         def run(params):
