@@ -82,9 +82,16 @@ def demo(name: str = "demo") -> Config:
         task="tokenizer",
         model=model,
         data=DataConfig(scenes=ScenesConfig(single_fraction=0.9, detail=0.1, difficulty=0.4)),
-        train=TrainConfig(steps=1_500, batch_size=64, log_every=50, checkpoint_every=500),
-        optimizer=OptimizerConfig(learning_rate=1e-3, b1=0.9, b2=0.99, warmup_steps=100, clip_norm=1.0),
-        loss=LossConfig(perceptual_network="teacher", discriminator_start=1_200, discriminator_settled=1_350),
+        train=TrainConfig(steps=1_300, batch_size=64, log_every=50, checkpoint_every=500),
+        optimizer=OptimizerConfig(learning_rate=1.5e-3, b1=0.9, b2=0.99, warmup_steps=100, clip_norm=1.0),
+        # At 32 px the generator term would drown the others: w is clipped at 0.3 where 0.02 would balance them.
+        loss=LossConfig(
+            perceptual=0.25,
+            generator=0.05,
+            perceptual_network="teacher",
+            discriminator_start=1_000,
+            discriminator_settled=1_150,
+        ),
         discriminator=DiscriminatorConfig(channels=16, groups=8),
         discriminator_optimizer=OptimizerConfig(
             learning_rate=3e-4, weight_decay=0.0, warmup_steps=50, final_learning_rate=1e-4
@@ -92,7 +99,7 @@ def demo(name: str = "demo") -> Config:
         teacher=TeacherConfig(
             # A text tower as fast as the images' first learns to ignore what they cannot show yet, the shapes.
             contrastive="softmax",
-            train=TrainConfig(steps=3_000, batch_size=64, log_every=50, checkpoint_every=500),
+            train=TrainConfig(steps=2_600, batch_size=64, log_every=50, checkpoint_every=500),
             optimizer=OptimizerConfig(
                 learning_rate=1e-3, b1=0.9, b2=0.98, warmup_steps=100, clip_norm=1.0, slow_modules=("text",)
             ),

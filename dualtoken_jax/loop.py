@@ -58,7 +58,9 @@ def run(config: Config, workdir: Path, frozen: dict | None = None) -> TrainState
         data = training_data(config, position)
         writer = MetricWriter(workdir, step)
         progress = Progress(config, step, writer)
-        train_step = jax.jit(partial(counted_step, task), donate_argnums=0)
+        # The state keeps its placement; left to the compiler it may move, and the second step compiles again.
+        places = jax.tree.map(lambda leaf: leaf.sharding, state)
+        train_step = jax.jit(partial(counted_step, task), donate_argnums=0, out_shardings=(places, None))
         try:
             while True:
                 if _due(step, train.evaluate_every, train.steps):

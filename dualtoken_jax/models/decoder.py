@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dualtoken_jax.models.convolution import Conv
 from dualtoken_jax.models.siglip import Encoder, Remat, TowerConfig, layer_norm
 from dualtoken_jax.sharding import constrain_batch
 
@@ -45,8 +46,8 @@ def make_decoder(config: DecoderConfig, width: int, grid: int, patch: int, dtype
     return ConvolutionalDecoder(config, width, dtype, remat, rngs)
 
 
-def _conv(inputs: int, outputs: int, kernel: int, dtype, rngs: nnx.Rngs) -> nnx.Conv:
-    return nnx.Conv(inputs, outputs, (kernel, kernel), padding=kernel // 2, dtype=dtype, rngs=rngs)
+def _conv(inputs: int, outputs: int, kernel: int, dtype, rngs: nnx.Rngs) -> Conv:
+    return Conv(inputs, outputs, kernel, rngs, dtype=dtype)
 
 
 def group_norm(channels: int, groups: int, dtype, rngs: nnx.Rngs) -> nnx.GroupNorm:

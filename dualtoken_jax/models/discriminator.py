@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dualtoken_jax.models.convolution import Conv
 from dualtoken_jax.models.decoder import group_norm
 
 
@@ -17,16 +18,8 @@ class DiscriminatorConfig:
     groups: int = 32  # of GroupNorm
 
 
-def _conv(inputs: int, outputs: int, kernel: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv:
-    return nnx.Conv(
-        inputs,
-        outputs,
-        (kernel, kernel),
-        strides=stride,
-        padding=kernel // 2,
-        kernel_init=nnx.initializers.normal(0.02),
-        rngs=rngs,
-    )
+def _conv(inputs: int, outputs: int, kernel: int, stride: int, rngs: nnx.Rngs) -> Conv:
+    return Conv(inputs, outputs, kernel, rngs, stride, init=nnx.initializers.normal(0.02))
 
 
 def _leaky(x: jax.Array) -> jax.Array:
