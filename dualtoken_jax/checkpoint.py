@@ -63,7 +63,13 @@ class Checkpoints:
             raise CheckpointError(f"{self.workdir} holds no finished checkpoint; train first")
         template = serialization.to_state_dict(like.replace(frozen={}))
         items = ocp.args.Composite(state=ocp.args.StandardRestore(template), data=ocp.args.JsonRestore())
-        found = self._manager.restore(step, args=items)
+        try:
+            found = self._manager.restore(step, args=items)
+        except ValueError as error:
+            raise CheckpointError(
+                f"step {step} in {self.workdir} does not fit this version of the program: {error}; "
+                "finish it with the version that began it, or use another --workdir"
+            ) from error
         state = serialization.from_state_dict(like.replace(frozen={}), found.state)
         return state, found.data["position"]
 

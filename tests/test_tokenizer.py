@@ -106,7 +106,7 @@ def test_every_supervision_trains(supervision):
 
 
 def test_the_step_s_gradient_is_that_of_the_loss_as_METHOD_writes_it():
-    config = _with(tiny_config(), generator=0.75, discriminator_start=0)
+    config = _with(tiny_config(), generator=0.75, discriminator_start=0, perceptual=1.0)
     task, state = _start(config)
     batch = _batch()
     images, loss = normalise(jnp.asarray(batch["image"])), config.loss
