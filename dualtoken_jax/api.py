@@ -84,7 +84,7 @@ class ImageTokenizer:
         self._state = state.replace(params=state.averaged, **nothing)
         self._encode, self._decode = jax.jit(self._encode_step), jax.jit(self._decode_step)
         self._embed_image = jax.jit(self._embed_step)
-        self._embed_text = caption_embedder(self._task, self._state, config)
+        self._embed_text = caption_embedder(self._task, self._state, config, self._mesh)
 
     @property
     def image_size(self) -> int:

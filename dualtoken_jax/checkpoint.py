@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
 
 from dualtoken_jax import config as config_lib
 from dualtoken_jax.config import Config, ConfigError
+from dualtoken_jax.metric_writer import write_atomically
 from dualtoken_jax.tasks.state import TrainState
 
 _FROZEN = "frozen"  # weights that no step changes: written once, not with every checkpoint
@@ -18,6 +20,7 @@ _RUNTIME = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.evaluate_every",
+    "data.eval_examples",
 )
 
 
@@ -126,16 +129,20 @@ def load_frozen(workdir: Path) -> dict:
         )
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         like = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
-        return reader.restore(path, like)
+        return jax.tree.map(np.asarray, reader.restore(path, like))
 
 
 def claim_workdir(config: Config, workdir: Path) -> None:
-    """Creates the workdir with its config.json, or checks that it belongs to the same config.
+    """Creates the workdir with its config.json, or checks that what was trained there had the same config.
 
     Raises ConfigError with the difference, or when the folder cannot be written.
     """
-    file = Path(workdir) / "config.json"
-    if file.exists():
+    workdir = Path(workdir)
+    file, text = workdir / "config.json", json.dumps(config_lib.to_json(config), indent=1) + "\n"
+    if file.exists() and file.read_text() == text:
+        return
+    trained = (workdir / _FROZEN).exists() or any((workdir / "checkpoints").glob("[0-9]*"))
+    if trained:
         lines = [line for line in config_lib.difference(load_config(workdir), config) if not line.startswith(_RUNTIME)]
         if lines:
             listing = "\n  ".join(lines)
@@ -143,11 +150,12 @@ def claim_workdir(config: Config, workdir: Path) -> None:
                 f"{workdir} was made with another config (there → here):\n  {listing}\n"
                 "Use another --workdir, or the same settings to resume"
             )
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(config_lib.to_json(config), indent=1) + "\n")
-    except OSError as error:
-        raise ConfigError(f"workdir {workdir} cannot be written: {error}; choose another --workdir") from error
+    if jax.process_index() == 0:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, text)
+        except OSError as error:
+            raise ConfigError(f"workdir {workdir} cannot be written: {error}; choose another --workdir") from error
 
 
 def load_config(workdir: Path) -> Config:
@@ -155,4 +163,7 @@ def load_config(workdir: Path) -> Config:
     file = Path(workdir) / "config.json"
     if not file.exists():
         raise ConfigError(f"{workdir} is no workdir: it has no config.json; give the folder of a training run")
-    return config_lib.from_dict(json.loads(file.read_text()))
+    try:
+        return config_lib.from_dict(json.loads(file.read_text()))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{file} is damaged: {error}; restore it, or use another --workdir") from error

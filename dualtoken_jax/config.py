@@ -14,6 +14,8 @@ from dualtoken_jax.models.dualtoken import DualTokenConfig
 from dualtoken_jax.optimizer import FreezeConfig, OptimizerConfig
 from dualtoken_jax.sharding import MeshConfig
 
+SHALLOW = 2  # layers of the teacher whose hidden states stand in for LPIPS
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -82,6 +84,7 @@ class Config:
     # of the tokenizer:
     loss: LossConfig = LossConfig()
     freeze: FreezeConfig = FreezeConfig()
+    init_path: str = ""  # workdir of an earlier stage, whose weights and codebooks this run starts from
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     discriminator_optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0, final_learning_rate=4e-5)
     teacher: TeacherConfig = TeacherConfig()
@@ -179,14 +182,15 @@ def _requirements(config: Config):
 
 
 def _tower_requirements(siglip):
+    yield siglip.vision.width % 4 == 0, f"model.siglip.vision.width {siglip.vision.width} must be divisible by 4"
     for name, tower in (("vision", siglip.vision), ("text", siglip.text)):
         yield (
-            tower.width % tower.heads == 0,
+            tower.heads >= 1 and tower.width % tower.heads == 0,
             f"model.siglip.{name}.width {tower.width} must be divisible by its {tower.heads} heads",
         )
     yield (
-        siglip.patch_size <= siglip.image_size,
-        f"model.siglip.patch_size {siglip.patch_size} is larger than the image, {siglip.image_size} px",
+        1 <= siglip.patch_size <= siglip.image_size,
+        f"model.siglip.patch_size {siglip.patch_size} must lie between 1 and the image's {siglip.image_size} px",
     )
     words = WordTokenizer(1).vocabulary
     yield (
@@ -205,6 +209,13 @@ def _run_requirements(config):
         f"{config.model.siglip.image_size}",
     )
     yield data.source != "folder" or data.path, "data.source 'folder' needs data.path, the folder of images"
+    yield (
+        train.evaluate_every is None or train.evaluate_every >= 1,
+        f"train.evaluate_every {train.evaluate_every} must be at least 1, or None to evaluate at the end only",
+    )
+    yield data.eval_examples >= 1, f"data.eval_examples {data.eval_examples} must be at least 1"
+    for name in ("fsdp", "tensor"):
+        yield getattr(config.mesh, name) >= 1, f"mesh.{name} {getattr(config.mesh, name)} must be at least 1"
     yield 0 < data.eval_fraction < 1, f"data.eval_fraction {data.eval_fraction} must lie between 0 and 1"
     for name in ("optimizer", "discriminator_optimizer"):
         rate = getattr(config, name).learning_rate
@@ -223,9 +234,10 @@ def _tokenizer_requirements(config):
     )
     for branch in model.branches:
         quantizer = model.quantizer(branch)
-        yield quantizer.depth >= 1 and quantizer.codes >= 2, f"model.{branch} needs depth ≥ 1 and codes ≥ 2"
+        enough = quantizer.depth >= 1 and quantizer.codes >= 2 and quantizer.width >= 1
+        yield enough, f"model.{branch} needs depth ≥ 1, codes ≥ 2 and width ≥ 1"
         yield (
-            model.projection != "attention" or model.siglip.vision.width % quantizer.width == 0,
+            not enough or model.projection != "attention" or model.siglip.vision.width % quantizer.width == 0,
             (f"model.{branch}.width {quantizer.width} must divide the tower's width {model.siglip.vision.width}"),
         )
     if model.reconstructs:
@@ -237,10 +249,18 @@ def _tokenizer_requirements(config):
                 "loss.perceptual_network='teacher' or loss.perceptual=0"
             ),
         )
+    trains = config.teacher.train and config.teacher.optimizer
+    yield config.teacher.path or trains, "teacher.path is empty and the recipe trains no teacher: name one"
     yield (
-        config.teacher.path or config.teacher.train,
-        "teacher.path is empty and the recipe trains no teacher: name one",
+        model.semantic_layer >= SHALLOW or loss.perceptual_network == "lpips",
+        f"model.semantic_layer {model.semantic_layer} must be at least {SHALLOW}, whose features stand in for LPIPS",
     )
+    for name in config.freeze.modules:
+        branch = name.split("/")[0]
+        yield (
+            branch not in ("pixel", "semantic") or branch in model.branches,
+            f"freeze.modules names {name!r}, which supervision {model.supervision!r} does not have",
+        )
 
 
 def _decoder_requirements(model):

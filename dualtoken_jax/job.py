@@ -9,7 +9,8 @@ import numpy as np
 
 from dualtoken_jax import loop, sharding
 from dualtoken_jax.checkpoint import CheckpointError, Checkpoints, claim_workdir, load_config, load_frozen
-from dualtoken_jax.config import Config, ConfigError, teacher_config
+from dualtoken_jax.config import Config, ConfigError, check, difference, teacher_config
+from dualtoken_jax.data.bad_images import TooManyBadImages
 from dualtoken_jax.data.dataset import DataConfig, open_source
 from dualtoken_jax.evaluation.report import format_value, write_report
 from dualtoken_jax.metric_writer import MetricWriter, read_metrics
@@ -19,31 +20,37 @@ from dualtoken_jax.tasks.state import TrainState
 
 log = logging.getLogger("dualtoken_jax")
 Interrupted = loop.Interrupted
-EXPECTED_ERRORS = (ConfigError, CheckpointError, loop.NonFiniteError, FileNotFoundError, NotADirectoryError, ValueError)
+EXPECTED_ERRORS = (ConfigError, CheckpointError, loop.NonFiniteError, TooManyBadImages, OSError, ValueError)
 
 
 def run(config: Config, workdir: Path) -> dict:
     """Trains whatever is missing and returns the evaluation's results."""
     preflight(config, workdir)
     frozen = frozen_weights(config, workdir) if config.task == "tokenizer" else {}
-    state = loop.run(config, workdir, frozen)
+    state = loop.run(config, workdir, frozen, earlier_stage(config))
     return conclude(config, workdir, state)
 
 
 def preflight(config: Config, workdir: Path) -> None:
     """Finds out at once what would stop the run after the teacher; keeps compiled programs for a restart."""
-    claim_workdir(config, workdir)
     open_source(config.data, config.seed, "train")
     mesh = sharding.make_mesh(config.mesh)
-    for train in filter(None, (config.train, config.teacher.train)):
-        sharding.check_batch(train.batch_size, mesh)
+    runs = [config]
+    if config.task == "tokenizer" and not config.teacher.path:
+        runs.append(check(teacher_config(config)))
+    for one in runs:
+        sharding.check_batch(one.train.batch_size, mesh)
+        make_task(one).check_parameters()
+    if _needs_lpips(config) and not Path(config.loss.lpips_path).exists():
+        raise ConfigError(f"loss.lpips_path {config.loss.lpips_path!r} does not exist; name the LPIPS weight file")
+    claim_workdir(config, workdir)
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR goes first
         jax.config.update("jax_compilation_cache_dir", str(Path(workdir).absolute() / "compilation_cache"))
 
 
 def conclude(config: Config, workdir: Path, state: TrainState) -> dict:
     """Evaluates a trained state; writes evaluation.json and report.html, and prints what is where."""
-    mesh, writer = sharding.make_mesh(config.mesh), MetricWriter(workdir, int(state.step))
+    mesh, writer = sharding.make_mesh(config.mesh), MetricWriter(workdir)
     with jax.set_mesh(mesh):
         measurement, samples = loop.evaluate(make_task(config), state, config, mesh, writer)
     writer.close()
@@ -81,11 +88,33 @@ def frozen_weights(config: Config, workdir: Path) -> dict:
     if frozen:
         return frozen
     frozen = {"siglip": teacher_weights(config, workdir)}
-    if config.loss.perceptual > 0 and config.loss.perceptual_network == "lpips" and config.model.reconstructs:
+    if _needs_lpips(config):
         frozen["lpips"] = load_lpips(config.loss.lpips_path)
     elif config.loss.perceptual > 0:
         log.info("no LPIPS weights: the perceptual term is the distance of the teacher's first hidden states")
     return frozen
+
+
+def _needs_lpips(config: Config) -> bool:
+    loss = config.loss
+    return config.model.reconstructs and loss.perceptual > 0 and loss.perceptual_network == "lpips"
+
+
+def earlier_stage(config: Config) -> dict:
+    """What `init_path` hands on: parameters, codebooks and, where both runs have one, the discriminator."""
+    if not config.init_path:
+        return {}
+    folder = Path(config.init_path)
+    before = load_config(folder)
+    if before.model != config.model:
+        raise ConfigError(f"init_path {folder} holds another model: {'; '.join(difference(before, config))}")
+    state = load_state(before, folder)
+    begin = {"params": state.params, "codebooks": state.codebooks}
+    if config.train.ema_decay is not None:
+        begin["ema"] = state.averaged
+    if state.discriminator and config.loss.adversarial:
+        begin["discriminator"] = state.discriminator
+    return jax.tree.map(np.asarray, begin)
 
 
 def teacher_weights(config: Config, workdir: Path) -> dict:
@@ -93,6 +122,8 @@ def teacher_weights(config: Config, workdir: Path) -> dict:
     if config.teacher.path:
         folder = Path(config.teacher.path)
         taught = load_config(folder)
+        if taught.task != "contrastive":
+            raise ConfigError(f"teacher.path {folder} is a {taught.task} run; its teacher is in {folder / 'teacher'}")
         if taught.model.siglip != config.model.siglip:
             raise ConfigError(f"teacher.path {folder} holds another tower than model.siglip: {taught.model.siglip}")
         state = load_state(taught, folder)
@@ -116,4 +147,4 @@ def load_state(config: Config, workdir: Path) -> TrainState:
     if checkpoints.latest is None:
         raise CheckpointError(f"{workdir} holds no finished checkpoint; train first")
     with jax.set_mesh(mesh):
-        return loop.start_state(make_task(config), config, mesh, checkpoints, load_frozen(workdir))[0]
+        return loop.start_state(make_task(config), config, mesh, checkpoints, load_frozen(workdir), {})[0]

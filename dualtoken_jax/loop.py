@@ -39,21 +39,22 @@ class Interrupted(Exception):
     """The run was asked to stop; its state is saved."""
 
 
-def run(config: Config, workdir: Path, frozen: dict | None = None) -> TrainState:
+def run(config: Config, workdir: Path, frozen: dict | None = None, begin: dict | None = None) -> TrainState:
     """Trains to `config.train.steps`, from the newest checkpoint in `workdir` if there is one, and returns the state.
 
+    `begin` replaces fields of a fresh state, as an earlier stage left them.
     Raises ConfigError for a workdir of another config, NonFiniteError, CheckpointError, or Interrupted after SIGTERM or
     Ctrl-C, when everything is saved.
     """
     workdir, train = Path(workdir), config.train
-    claim_workdir(config, workdir)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh, task = sharding.make_mesh(config.mesh), make_task(config)
     sharding.check_batch(train.batch_size, mesh)
-    task, checkpoints = make_task(config), Checkpoints(workdir, train.keep_checkpoints)
+    claim_workdir(config, workdir)
+    checkpoints = Checkpoints(workdir, train.keep_checkpoints)
     if frozen:
         save_frozen(workdir, frozen)
     with jax.set_mesh(mesh), StopRequest() as stop:
-        state, position = start_state(task, config, mesh, checkpoints, frozen or {})
+        state, position = start_state(task, config, mesh, checkpoints, frozen or {}, begin or {})
         step = int(state.step)
         data = training_data(config, position)
         writer = MetricWriter(workdir, step)
@@ -66,7 +67,8 @@ def run(config: Config, workdir: Path, frozen: dict | None = None) -> TrainState
                 if _due(step, train.evaluate_every, train.steps):
                     progress.pause("evaluating")
                     evaluate(task, state, config, mesh, writer)
-                done = step >= train.steps or stop.requested
+                stopping = stop.at(step)
+                done = step >= train.steps or stopping
                 if done or _due(step, train.checkpoint_every, train.steps):
                     checkpoints.save(state, position)
                 if done:
@@ -80,7 +82,7 @@ def run(config: Config, workdir: Path, frozen: dict | None = None) -> TrainState
             data.close()
             writer.close()
             checkpoints.close()
-    if step < train.steps:
+    if stopping:
         raise Interrupted(f"stopped after step {step} of {train.steps}; saved in {workdir}, the same command resumes")
     return state
 
@@ -91,14 +93,17 @@ def counted_step(task, state: TrainState, batch: dict[str, jax.Array]) -> tuple[
     return state, metrics | {"consecutive_skips": state.consecutive_skips, "total_skips": state.total_skips}
 
 
-def start_state(task, config: Config, mesh: Mesh, checkpoints: Checkpoints, frozen: dict) -> tuple[TrainState, int]:
+def start_state(
+    task, config: Config, mesh: Mesh, checkpoints: Checkpoints, frozen: dict, begin: dict
+) -> tuple[TrainState, int]:
     """The newest checkpoint, or a fresh state, born sharded; with the position of the next example."""
     key = jax.random.key(config.seed)
     shapes = jax.eval_shape(task.init_state, key, frozen)
     places = sharding.place(shapes, mesh)
     frozen = jax.device_put(frozen, places.frozen)
     if checkpoints.latest is None:
-        return jax.jit(task.init_state, out_shardings=places)(key, frozen), 0
+        state = jax.jit(task.init_state, out_shardings=places)(key, frozen)
+        return state.replace(**{name: jax.device_put(v, getattr(places, name)) for name, v in begin.items()}), 0
     like = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
     state, position = checkpoints.restore(like)
     log.info("resuming from step %d in %s", int(state.step), checkpoints.workdir)

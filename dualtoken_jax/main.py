@@ -21,7 +21,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments {argv[1:]}; settings look like --config.train.steps=100")
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("dualtoken_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of every save
+    for talkative in ("absl", "jax"):  # Orbax tells every step of every save, jax every backend that is not there
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     import jax
 
     from dualtoken_jax import config as config_lib

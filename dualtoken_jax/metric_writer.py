@@ -4,6 +4,7 @@ The method names are those of clu's MetricWriter. clu's own writers import Tenso
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,19 +14,22 @@ from tensorboardX import SummaryWriter
 
 
 class MetricWriter:
-    """Writes below `workdir`; a resumed run drops what was logged after its `first_step`.
+    """Writes below `workdir`; a run resumed at `first_step` drops what was logged after it, None drops nothing.
 
     All processes call it, and process 0 writes.
     """
 
-    def __init__(self, workdir: Path, first_step: int = 0):
+    def __init__(self, workdir: Path, first_step: int | None = None):
         self._tensorboard = None
         if jax.process_index() > 0:
             return
         self._file = Path(workdir) / "metrics.jsonl"
-        kept = [line for line in read_metrics(workdir) if line["step"] <= first_step]
-        self._file.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._tensorboard = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=first_step + 1)
+        purge = None
+        if first_step is not None:
+            kept = [line for line in read_metrics(workdir) if line["step"] <= first_step]
+            write_atomically(self._file, "".join(json.dumps(line) + "\n" for line in kept))
+            purge = first_step + 1
+        self._tensorboard = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=purge)
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """One value per name."""
@@ -75,3 +79,10 @@ def read_metrics(workdir: Path) -> list[dict[str, float]]:
         except json.JSONDecodeError:
             continue
     return lines
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """The old text or the new one, whatever happens in between."""
+    draft = file.with_suffix(".tmp")
+    draft.write_text(text)
+    os.replace(draft, file)

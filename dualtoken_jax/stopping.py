@@ -3,16 +3,30 @@
 import logging
 import signal
 
+import jax
+from jax.experimental import multihost_utils
+
 log = logging.getLogger("dualtoken_jax")
 
 
 class StopRequest:
-    """While open, the first signal sets `requested` and the second one interrupts at once."""
+    """While open, the first signal requests a stop and the second one interrupts at once.
+
+    With several processes all must stop at the same step: JAX's own sync point, which listens to SIGTERM, decides.
+    """
 
     def __init__(self):
-        self.requested = False
+        self.requested, self._previous = False, {}
+
+    def at(self, step: int) -> bool:
+        """Whether to stop at `step`; the same on every process."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.requested
 
     def __enter__(self) -> "StopRequest":
+        if jax.process_count() > 1:
+            return self
         self._previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 

@@ -17,9 +17,11 @@ NAMES = ["demo", "demo_single", "demo_dual_deep", "demo_pixel_only", "demo_seman
 @pytest.mark.parametrize("name", [*NAMES, "so400m_256", "so400m_384"])
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_recipes_are_valid_and_survive_the_command_line_and_json(name, stage):
-    if stage == 2 and name in ("demo_single", "demo_semantic_only"):
-        pytest.skip("stage 2 freezes the pixel branch, which this recipe lacks")
     config = recipes.with_stage(recipes.recipe(name), stage)
+    if stage == 2 and name in ("demo_single", "demo_semantic_only"):
+        with pytest.raises(ConfigError, match="freeze.modules names 'pixel'"):
+            check(config)
+        return
     assert from_dict(to_config_dict(config)) == check(config)
     assert from_dict(to_json(config)) == config
 
@@ -56,6 +58,9 @@ def _changed(**flat):
         ({"model__pixel__width": 48}, ["model.pixel.width 48", "128"]),
         ({"data__source": "folder"}, ["data.path"]),
         ({"loss__perceptual_network": "lpips"}, ["lpips_path"]),
+        ({"train__evaluate_every": 0}, ["train.evaluate_every 0", "at least 1"]),
+        ({"model__siglip__patch_size": 0}, ["patch_size 0"]),
+        ({"model__siglip__vision__heads": 0}, ["heads"]),
         ({"train__batch_size": 0}, ["train.batch_size", "at least 1"]),
         ({"model__siglip__vocabulary": 10}, ["vocabulary 10"]),
     ],

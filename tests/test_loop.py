@@ -23,7 +23,8 @@ from dualtoken_jax.metric_writer import read_metrics
 def _config(**train):
     config = tiny_config()
     settings = {"steps": 12, "checkpoint_every": 4, "log_every": 2} | train
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, **settings))
+    loss = dataclasses.replace(config.loss, generator=0.05, discriminator_start=2)
+    return dataclasses.replace(config, loss=loss, train=dataclasses.replace(config.train, **settings))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_a_finished_run_is_not_trained_again(frozen, uninterrupted, tmp_path, mo
 
 
 def test_everything_is_in_the_checkpoint(frozen, uninterrupted):
-    assert uninterrupted.discriminator == {}  # the tiny recipe has none; the kill test below has
+    assert uninterrupted.discriminator and uninterrupted.discriminator_optimizer
     assert uninterrupted.codebooks["pixel"]["count"].any() and uninterrupted.ema
     assert int(uninterrupted.step) == 12
 
@@ -102,12 +103,14 @@ def test_an_unwritable_workdir_is_named(tmp_path):
 
 
 _CHILD = """
-import json, sys
+import json, sys, time
 from pathlib import Path
 sys.path.insert(0, "tests")
 import conftest
 from dualtoken_jax import config, job, loop
 from dualtoken_jax.checkpoint import load_frozen
+update = loop.Progress.update
+loop.Progress.update = lambda *all: (time.sleep(0.3), update(*all))[1]  # so that the parent is in time
 settings, workdir = config.from_dict(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2])
 try:
     loop.run(settings, workdir, load_frozen(workdir))
@@ -149,5 +152,24 @@ def test_kill_minus_9_then_resume_equals_the_uninterrupted_run(frozen, uninterru
     _wait_for(lambda: (workdir / "checkpoints" / "4").exists(), child)
     child.kill()
     child.wait()
+    assert Checkpoints(workdir).latest < 12
     resumed = jax.device_get(loop.run(_config(), workdir, frozen))
     _assert_equal(uninterrupted, resumed)
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_change_nothing(frozen, tmp_path):
+    """Saves after every step and dies anywhere after its first one, inside saves too."""
+    config = _config(steps=60, checkpoint_every=1)
+    whole = jax.device_get(loop.run(config, tmp_path / "whole", frozen))
+    workdir, moments = tmp_path / "run", np.random.default_rng(0)
+    loop.save_frozen(workdir, frozen)
+    for _ in range(10):
+        before = len(read_metrics(workdir))
+        child = _spawn(config, workdir, tmp_path)
+        _wait_for(lambda before=before: len(read_metrics(workdir)) != before, child)
+        time.sleep(moments.uniform(0, 1.2))
+        child.kill()
+        child.wait()
+    assert Checkpoints(workdir, read_only=True).latest < 60
+    _assert_equal(whole, jax.device_get(loop.run(config, workdir, frozen)))

@@ -37,7 +37,7 @@ def measure(task, state, config: Config, mesh) -> Measurement:
     """
     source = open_source(config.data, config.seed, "eval")
     collected = _collect(task, state, source, config, mesh)
-    classes = _class_embeddings(task, state, source, config)
+    classes = _class_embeddings(task, state, source, config, mesh)
     results: dict[str, Any] = {"examples": int(collected["weight"].sum())}
     results |= _classification(classes, collected)
     if collected["sums"]:
@@ -88,15 +88,17 @@ def _compiled_step(task, mesh):
 
 
 @functools.lru_cache(maxsize=1)
-def _compiled_text(task):
-    return jax.jit(task.embed_text)
+def _compiled_text(task, mesh):
+    return jax.jit(task.embed_text, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
-def _class_embeddings(task, state, source: Source, config: Config) -> np.ndarray:
+def _class_embeddings(task, state, source: Source, config: Config, mesh) -> np.ndarray:
     """One unit vector per class; none where the source has no classes to choose from."""
     if len(source.class_names) < 2:
         return np.zeros((0, 1))
-    return zero_shot.class_embeddings(source.class_names, templates(config), caption_embedder(task, state, config))
+    return zero_shot.class_embeddings(
+        source.class_names, templates(config), caption_embedder(task, state, config, mesh)
+    )
 
 
 def _classification(classes: np.ndarray, collected) -> dict[str, float]:
@@ -120,10 +122,10 @@ def templates(config: Config) -> tuple[str, ...]:
     return zero_shot.SCENE_TEMPLATES if config.data.source == "scenes" else zero_shot.PHOTO_TEMPLATES
 
 
-def caption_embedder(task, state, config: Config):
+def caption_embedder(task, state, config: Config, mesh):
     """A function from captions to embeddings [n, C] on the host, in batches of one shape."""
     encode = WordTokenizer(config.model.siglip.text_length).encode
-    embed, size = _compiled_text(task), config.train.batch_size
+    embed, size = _compiled_text(task, mesh), config.train.batch_size
 
     def embed_captions(captions: list[str]) -> np.ndarray:
         ids = encode(captions)

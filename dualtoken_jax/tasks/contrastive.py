@@ -1,5 +1,7 @@
 """Image–text contrastive training of a SigLIP: the demo's teacher."""
 
+from functools import partial
+
 import jax
 import optax
 
@@ -25,6 +27,10 @@ class Contrastive:
         """A state at step 0; a contrastive run has no frozen weights."""
         params = init_params(self.make, key)
         return new_state(params, self.optimizer, self.config.train, key, frozen=frozen)
+
+    def check_parameters(self) -> None:
+        """Raises ValueError for a model that cannot be built, or a slow module that it does not have."""
+        update_scales(jax.eval_shape(partial(init_params, self.make), jax.random.key(0)), self.config.optimizer)
 
     def train_step(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         """One AdamW step on the pairwise loss."""

@@ -1,5 +1,6 @@
 """DualToken training: one forward pass, gradients at its outputs, one backward pass (METHOD: losses)."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from dualtoken_jax import losses
-from dualtoken_jax.config import Config
+from dualtoken_jax.config import SHALLOW, Config
 from dualtoken_jax.evaluation import metrics
 from dualtoken_jax.models import bind, definition, init_params
 from dualtoken_jax.models.discriminator import Discriminator
@@ -18,7 +19,6 @@ from dualtoken_jax.models.vgg import Lpips
 from dualtoken_jax.optimizer import discriminator_schedule, make_optimizer, scaled, schedule, trainable, update_scales
 from dualtoken_jax.tasks.state import TrainState, all_finite, guarded, moving_average, new_state, normalise
 
-SHALLOW = 2  # layers of the teacher whose hidden states stand in for LPIPS
 TERMS = "hidden_mse hidden_cosine pooled_mse pooled_cosine commitment_pixel commitment_semantic mse perceptual".split()
 
 
@@ -64,6 +64,12 @@ class Tokenizer:
             rest["discriminator_optimizer"] = self.discriminator_optimizer.init(discriminator)
         rest |= {"codebooks": codebooks, "frozen": frozen}
         return new_state(params, self.optimizer, self.config.train, key, **rest)
+
+    def check_parameters(self) -> None:
+        """Raises ValueError for a model that cannot be built, or a frozen or slow module that it does not have."""
+        params = jax.eval_shape(partial(init_params, self.make), jax.random.key(0))
+        trainable(params, self.config.freeze)
+        update_scales(params, self.config.optimizer)
 
     def train_step(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         """One step of the generator, the codebooks and, once it is on, the discriminator."""
