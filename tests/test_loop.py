@@ -160,7 +160,7 @@ def test_kill_minus_9_then_resume_equals_the_uninterrupted_run(frozen, uninterru
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_change_nothing(frozen, tmp_path):
     """Saves after every step and dies anywhere after its first one, inside saves too."""
-    config = _config(steps=60, checkpoint_every=1)
+    config = _config(steps=120, checkpoint_every=1)
     whole = jax.device_get(loop.run(config, tmp_path / "whole", frozen))
     workdir, moments = tmp_path / "run", np.random.default_rng(0)
     loop.save_frozen(workdir, frozen)
@@ -171,5 +171,5 @@ def test_ten_kills_at_random_moments_change_nothing(frozen, tmp_path):
         time.sleep(moments.uniform(0, 1.2))
         child.kill()
         child.wait()
-    assert Checkpoints(workdir, read_only=True).latest < 60
+    assert Checkpoints(workdir, read_only=True).latest < 120
     _assert_equal(whole, jax.device_get(loop.run(config, workdir, frozen)))
