@@ -88,6 +88,7 @@ def demo(name: str = "demo") -> Config:
         loss=LossConfig(
             perceptual=0.25,
             generator=0.005,
+            discriminator="hinge",  # the leaky one is unbounded below, and a winning discriminator ran away with it
             perceptual_network="teacher",
             discriminator_start=1_000,
             discriminator_settled=1_150,
