@@ -167,18 +167,13 @@ def difference(old: Config, new: Config) -> list[str]:
 
 
 def check(config: Config) -> Config:
-    """Raises ConfigError, with all that is wrong, for combinations that cannot work."""
-    problems = [message for holds, message in _requirements(config) if not holds]
-    if problems:
-        raise ConfigError("; ".join(problems))
+    """Raises ConfigError, with all that is wrong in the first part that is, for combinations that cannot work."""
+    parts = [_tower_requirements(config.model.siglip), _run_requirements(config)]
+    parts += [_tokenizer_requirements(config)] if config.task == "tokenizer" else []
+    for part in parts:  # in order: later ones divide by what earlier ones check
+        if problems := [message for holds, message in part if not holds]:
+            raise ConfigError("; ".join(problems))
     return config
-
-
-def _requirements(config: Config):
-    yield from _tower_requirements(config.model.siglip)
-    yield from _run_requirements(config)
-    if config.task == "tokenizer":
-        yield from _tokenizer_requirements(config)
 
 
 def _tower_requirements(siglip):
