@@ -84,7 +84,7 @@ def demo(name: str = "demo") -> Config:
         data=DataConfig(scenes=ScenesConfig(single_fraction=0.9, detail=0.1, difficulty=0.4)),
         train=TrainConfig(steps=1_300, batch_size=64, log_every=50, checkpoint_every=500),
         optimizer=OptimizerConfig(learning_rate=1.5e-3, b1=0.9, b2=0.99, warmup_steps=100, clip_norm=1.0),
-        # w is clipped at 0.3, where a fifteenth of that would balance the terms at 32 px: a small weight makes up for it.
+        # At 32 px w sticks to its lower limit, 0.3, which is far too much: a small weight makes up for it.
         loss=LossConfig(
             perceptual=0.25,
             generator=0.005,
