@@ -34,8 +34,15 @@ def frozen(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(frozen, tmp_path_factory):
-    return jax.device_get(loop.run(_config(), tmp_path_factory.mktemp("whole"), frozen))
+def whole(frozen, tmp_path_factory):
+    """The workdir of a run that nothing interrupted, and its last state."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, jax.device_get(loop.run(_config(), workdir, frozen))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(whole):
+    return whole[1]
 
 
 def _assert_equal(a, b):
@@ -64,10 +71,13 @@ def test_a_resumed_run_equals_the_uninterrupted_one_in_every_leaf(frozen, uninte
     assert steps == sorted(set(steps)) and steps[-1] == 12
 
 
-def test_a_finished_run_is_not_trained_again(frozen, uninterrupted, tmp_path, monkeypatch):
-    loop.run(_config(), tmp_path, frozen)
-    monkeypatch.setattr(loop, "counted_step", None)
-    _assert_equal(uninterrupted, jax.device_get(loop.run(_config(), tmp_path, frozen)))
+def test_a_finished_run_is_not_trained_again(frozen, whole, monkeypatch):
+    def trains(*_):
+        raise AssertionError("a finished run took a step")
+
+    monkeypatch.setattr(loop, "counted_step", trains)
+    workdir, state = whole
+    _assert_equal(state, jax.device_get(loop.run(_config(), workdir, frozen)))
 
 
 def test_everything_is_in_the_checkpoint(frozen, uninterrupted):
