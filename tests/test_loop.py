@@ -143,6 +143,7 @@ def _wait_for(condition, process, seconds: float = 240):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_at_the_next_step_and_leaves_cleanly(frozen, tmp_path):
     workdir = tmp_path / "run"
     loop.save_frozen(workdir, frozen)
@@ -155,6 +156,7 @@ def test_sigterm_saves_at_the_next_step_and_leaves_cleanly(frozen, tmp_path):
     assert Checkpoints(workdir).latest >= 2
 
 
+@pytest.mark.slow
 def test_kill_minus_9_then_resume_equals_the_uninterrupted_run(frozen, uninterrupted, tmp_path):
     workdir = tmp_path / "run"
     loop.save_frozen(workdir, frozen)

@@ -157,7 +157,7 @@ def test_a_non_finite_step_changes_no_weight_moment_or_codebook():
     assert (int(recovered.consecutive_skips), int(recovered.total_skips)) == (0, 1)
 
 
-@pytest.mark.parametrize(("fsdp", "tensor"), [(1, 1), (8, 1), (2, 2)])
+@pytest.mark.parametrize(("fsdp", "tensor"), [(1, 1), (8, 1), pytest.param(2, 2, marks=pytest.mark.slow)])
 def test_sharded_equals_unsharded(fsdp, tensor, monkeypatch):
     monkeypatch.setattr(sharding, "_SMALL", 64)  # so that tiny arrays are split at all
     config = _with(tiny_config(), generator=0.75, discriminator_start=0)
