@@ -4,6 +4,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import ml_dtypes  # noqa: F401  teaches numpy the name bfloat16
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
