@@ -207,7 +207,7 @@ def test_names_and_shapes_of_the_released_configurations(file, config):
         name, *shape = line.split()
         tensors[name] = np.broadcast_to(np.float32(0), [int(side) for side in shape])
     assert len(tensors) > 1200
-    assert mismatches(released.released_table(config), tensors, released.released_shapes(config)) == []
+    assert mismatches(released.released_table(config), tensors, released.model_shapes(config)) == []
 
 
 def test_every_problem_is_reported_at_once():
