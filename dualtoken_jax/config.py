@@ -51,7 +51,9 @@ class LossConfig:
     discriminator_start: int = 20_000  # step from which the discriminator trains and counts
     discriminator_settled: int = 40_000  # step from which its loss is scaled by 0.75
     perceptual_network: Literal["lpips", "teacher"] = "lpips"  # VGG16 LPIPS, or shallow hidden states of the teacher
-    lpips_path: str = ""  # weight file (.npz or .safetensors) of the VGG16 trunk and the LPIPS linear layers
+    # A file with the VGG16 trunk and the LPIPS linear layers, or a folder with torchvision's vgg16 .pth and the lpips
+    # package's (or taming-transformers') vgg.pth; see interop/lpips.py for the layouts.
+    lpips_path: str = ""
 
     @property
     def adversarial(self) -> bool:

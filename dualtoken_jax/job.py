@@ -13,8 +13,8 @@ from dualtoken_jax.config import Config, ConfigError, check, difference, teacher
 from dualtoken_jax.data.bad_images import TooManyBadImages
 from dualtoken_jax.data.dataset import DataConfig, open_source
 from dualtoken_jax.evaluation.report import format_value, write_report
+from dualtoken_jax.interop.lpips import load_lpips
 from dualtoken_jax.metric_writer import MetricWriter, read_metrics
-from dualtoken_jax.models.vgg import load_lpips
 from dualtoken_jax.tasks import make_task
 from dualtoken_jax.tasks.state import TrainState
 
@@ -42,7 +42,7 @@ def preflight(config: Config, workdir: Path) -> None:
         sharding.check_batch(one.train.batch_size, mesh)
         make_task(one).check_parameters()
     if _needs_lpips(config) and not Path(config.loss.lpips_path).exists():
-        raise ConfigError(f"loss.lpips_path {config.loss.lpips_path!r} does not exist; name the LPIPS weight file")
+        raise ConfigError(f"loss.lpips_path {config.loss.lpips_path!r} does not exist; name the LPIPS weights")
     claim_workdir(config, workdir)
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR goes first
         jax.config.update("jax_compilation_cache_dir", str(Path(workdir).absolute() / "compilation_cache"))

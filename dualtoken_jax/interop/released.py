@@ -46,7 +46,7 @@ def has_text(tensors: StateDict) -> bool:
 
 def import_siglip(state_dict: StateDict, config: SiglipConfig) -> dict:
     """Hugging Face's SigLIP as the parameters of `Siglip`; raises ValueError as `import_released` does."""
-    return to_tree(siglip_table(config), state_dict, _module_shapes(Siglip, config), "this is not that SigLIP")
+    return to_tree(siglip_table(config), state_dict, module_shapes(Siglip, config), "this is not that SigLIP")
 
 
 def export_siglip(params: dict, config: SiglipConfig) -> StateDict:
@@ -56,7 +56,7 @@ def export_siglip(params: dict, config: SiglipConfig) -> StateDict:
 
 def import_discriminator(state_dict: StateDict) -> dict:
     """The released discriminator as the parameters of `Discriminator`; raises ValueError as `import_released` does."""
-    shapes = _module_shapes(Discriminator, DiscriminatorConfig())
+    shapes = module_shapes(Discriminator, DiscriminatorConfig())
     return to_tree(discriminator_table(), state_dict, shapes, "this is not the released discriminator")
 
 
@@ -71,15 +71,16 @@ def current_names(state_dict: StateDict) -> StateDict:
 
 
 @functools.cache
-def _module_shapes(module, config) -> dict:
+def module_shapes(module, config) -> dict:
+    """Shapes of `module(config)`'s parameters as a nested dict; allocates nothing."""
     return nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: module(config, nnx.Rngs(0))), nnx.Param))
 
 
 def model_shapes(config: DualTokenConfig, text: bool = True) -> dict:
     """The tree that `import_released` returns, as shapes; allocates nothing."""
-    siglip = _module_shapes(Siglip, config.siglip)
+    siglip = module_shapes(Siglip, config.siglip)
     return {
-        "params": _module_shapes(DualToken, config),
+        "params": module_shapes(DualToken, config),
         "codebooks": {branch: _codebook_shapes(config.quantizer(branch)) for branch in config.branches},
         **({name: siglip[name] for name in ("text", "logit_scale", "logit_bias")} if text else {}),
     }
