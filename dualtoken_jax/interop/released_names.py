@@ -37,6 +37,10 @@ def _check(config):
         ("supervision", config.supervision, "dual"),
         ("projection", config.projection, "attention"),
         ("decoder.kind", config.decoder.kind, "convolutional"),
+        ("pixel.kind", config.pixel.kind, "residual"),
+        ("semantic.kind", config.semantic.kind, "residual"),
+        ("pixel.normalise", config.pixel.normalise, False),
+        ("semantic.normalise", config.semantic.normalise, False),
     ):
         if value != wanted:
             raise ValueError(f"the released checkpoint format has {field} {wanted!r} only, got {value!r}")
