@@ -103,7 +103,9 @@ def test_quantizers(ours, theirs, imported, branch):
     given = theirs[f"trace.quantizer_{short}.out"]
     assert_close(quantized.output[:1].reshape(given.shape), given, f"{branch} quantized")
     assert_close(quantized.commitment, theirs[f"quant_loss_{short}"], f"{branch} commitment")
-    sums = embed_codes(imported["codebooks"][branch], theirs[f"code_{short}"].astype(np.int32))
+    sums = embed_codes(
+        imported["codebooks"][branch], theirs[f"code_{short}"].astype(np.int32), CONFIG.quantizer(branch)
+    )
     given = theirs[f"embed_with_depth_{short}"]  # not cumulative there
     assert_close(jnp.diff(sums[:1], axis=-2, prepend=0), given, f"{branch} embedded codes")
 

@@ -26,6 +26,10 @@ def released_table(config: DualTokenConfig, text: bool = True) -> list[Entry]:
         ("projection", config.projection, "attention"),
         ("decoder.kind", config.decoder.kind, "convolutional"),
         ("post_attention", config.post_attention, "causal"),
+        ("pixel.kind", config.pixel.kind, "residual"),
+        ("semantic.kind", config.semantic.kind, "residual"),
+        ("pixel.normalise", config.pixel.normalise, False),
+        ("semantic.normalise", config.semantic.normalise, False),
     ):
         if value != wanted:
             raise ValueError(f"the released checkpoint format has {field} {wanted!r} only, got {value!r}")
