@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
 
 from released_record import assert_close, channels_last, jit  # noqa: E402
 from torch_twin import nearest_code, random_tree, torch_twin  # noqa: E402
@@ -37,6 +36,12 @@ OPTIONS = {
     "dual_deep": {"supervision": "dual_deep", "projection": "linear", "shortcut_layer": None},
     "pixel_only": {"supervision": "pixel_only", "projection": "linear", "decoder": TRANSFORMER},
     "semantic_only": {"supervision": "semantic_only"},
+    "product": {
+        "projection": "linear",
+        "pixel": QuantizerConfig(codes=40, width=4, depth=3, kind="product", normalise=True, shared_codebook=False),
+        "semantic": QuantizerConfig(codes=40, width=4, depth=2, normalise=True),
+        "decoder": TRANSFORMER,
+    },
     "no_projection": {
         "projection": "none",
         "pixel": QuantizerConfig(codes=40, width=32, depth=2),

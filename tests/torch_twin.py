@@ -4,13 +4,9 @@ import dataclasses
 
 import jax
 import numpy as np
-import torch
+import torch_packages
 
-# transformers imports torchvision, whose build for CUDA asks torch for two operators that a CPU's torch does not have.
-_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
-for _name in ("nms", "qnms"):
-    if not hasattr(torch.ops.torchvision, _name):
-        _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+torch, _ = torch_packages.imported("torch"), torch_packages.imported("transformers")
 
 from dualtoken_jax.interop.name_table import to_state_dict  # noqa: E402
 from dualtoken_jax.interop.released import model_shapes  # noqa: E402

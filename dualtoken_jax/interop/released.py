@@ -54,6 +54,12 @@ def export_siglip(params: dict, config: SiglipConfig) -> StateDict:
     return to_state_dict(siglip_table(config), params)
 
 
+def export_siglip_vision(params: dict, config: SiglipConfig) -> StateDict:
+    """The vision tower of `export_siglip` alone, under the same names."""
+    table = [entry for entry in siglip_table(config) if entry.name.startswith("vision_model.")]
+    return to_state_dict(table, params)
+
+
 def import_discriminator(state_dict: StateDict) -> dict:
     """The released discriminator as the parameters of `Discriminator`; raises ValueError as `import_released` does."""
     shapes = module_shapes(Discriminator, DiscriminatorConfig())

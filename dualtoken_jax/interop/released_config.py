@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 
 from dualtoken_jax.interop.name_table import StateDict
-from dualtoken_jax.interop.siglip_config import read_siglip_config, siglip_config_of
+from dualtoken_jax.interop.siglip_config import read_huggingface_config
+from dualtoken_jax.interop.siglip_shapes import siglip_config_of
 from dualtoken_jax.models.decoder import DecoderConfig
 from dualtoken_jax.models.dualtoken import DualTokenConfig
 from dualtoken_jax.models.quantizer import QuantizerConfig
 from dualtoken_jax.models.siglip import SiglipConfig
 
 _UPDATES = {"rq": "per_depth", "rq_ema": "per_step_aliased"}  # bottleneck_type → codebook_update
-_GROUPS = 32  # of every GroupNorm there
 
 
 def read_released_config(file: Path, tensors: StateDict) -> DualTokenConfig:
@@ -43,7 +43,7 @@ def _siglip(file: Path, name: str | None, tensors: StateDict, image_size: int) -
     if name:
         for folder in (file.parent / name, file.parent.parent / name):
             if (folder / "config.json").exists():
-                return read_siglip_config(folder / "config.json")
+                return read_huggingface_config(folder)
     prefix = "siglip_model."
     return siglip_config_of({n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}, image_size)
 
@@ -64,7 +64,6 @@ def _model(values: dict, siglip: SiglipConfig) -> DualTokenConfig:
             residual_blocks=decoder["num_res_blocks"],
             latent_grid=decoder["resolution"] // 2 ** (len(decoder["ch_mult"]) - 1),
             attention_grids=tuple(decoder["attn_resolutions"]),
-            groups=_GROUPS,
         ),
     )
 
@@ -101,12 +100,8 @@ def released_config_json(config: DualTokenConfig, siglip_folder: str) -> dict:
 
     It has no place for: computing types, remat and unrolling; a restart threshold other than 1; and the update
     `per_step`, which reads back as `per_step_aliased`, because that is what the released code makes of `rq_ema`.
-
-    Raises ValueError for a decoder that the released code cannot build.
     """
     siglip, decoder, width = config.siglip, config.decoder, config.siglip.vision.width
-    if decoder.groups != _GROUPS:
-        raise ValueError(f"the released code has {_GROUPS} groups in every GroupNorm, decoder.groups is {decoder.groups}")
     inner = {
         "architectures": ["RQVAESiglip"],
         "model_type": "rqvaesiglip_model",

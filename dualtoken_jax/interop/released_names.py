@@ -21,10 +21,13 @@ from dualtoken_jax.models.siglip import SiglipConfig
 
 def released_table(config: DualTokenConfig, text: bool = True) -> list[Entry]:
     """Every tensor of the released state dict; raises ValueError for what the released code does not have."""
+    if config.shortcut_layer is None:
+        raise ValueError("the released checkpoint format has a shortcut projection, this model has none")
     for field, value, wanted in (
         ("supervision", config.supervision, "dual"),
         ("projection", config.projection, "attention"),
         ("decoder.kind", config.decoder.kind, "convolutional"),
+        ("decoder.groups", config.decoder.groups, 32),
         ("post_attention", config.post_attention, "causal"),
         ("pixel.kind", config.pixel.kind, "residual"),
         ("semantic.kind", config.semantic.kind, "residual"),

@@ -11,6 +11,7 @@ the JAX model that trained the weights.
 DualToken: Song et al., ICLR 2026, arXiv 2503.14324. Parameters have the names of the authors' released code.
 """
 
+import itertools
 import re
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -223,9 +224,9 @@ def projection(kind: str, inputs: int, outputs: int, causal: bool) -> nn.Module:
 
 
 class Quantized(NamedTuple):
-    """Result for vectors z [B, N, E]."""
+    """Result for vectors z [B, N, channels]."""
 
-    output: Tensor  # [B, N, E] float32, the sum of the chosen codes with the straight-through gradient
+    output: Tensor  # [B, N, channels] float32, what the chosen codes say of z, with the straight-through gradient
     codes: Tensor  # [B, N, D] int64
     commitment: Tensor  # scalar, mean over depths
 
@@ -255,12 +256,22 @@ class Codebook(nn.Module):
         return super()._apply(keeps_float32, *args, **kwargs)
 
 
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors [..., E] at length 1."""
+    return vectors * vectors.square().sum(-1, keepdim=True).clamp(min=1e-12).rsqrt()
+
+
 class Quantizer(nn.Module):
-    """Residual vector quantizer: every depth takes the code nearest to what the depths before it left over."""
+    """Vectors [B, N, channels] ↔ D codes each.
+
+    Residual: every depth takes the code nearest to what the depths before it left over. Product: the channels are D
+    groups of E, and every depth takes the code nearest to its group.
+    """
 
     def __init__(self, config):
         super().__init__()
         self.depth, self.width = config.depth, config.width
+        self.product, self.normalise = config.kind == "product", config.normalise
         books = 1 if config.shared_codebook else config.depth
         self.codebooks = nn.ModuleList(Codebook(config.codes, config.width) for _ in range(books))
 
@@ -270,18 +281,23 @@ class Quantizer(nn.Module):
 
     def forward(self, z: Tensor) -> Quantized:
         z = z.to(self.embedding(0).dtype)
-        residual, codes, sums = z.detach(), [], []
+        if self.normalise:
+            z = unit(z.unflatten(-1, (-1, self.width))).flatten(-2)
+        groups = z.detach().split(self.width, dim=-1)
+        vectors, codes, chosen = groups[0], [], []
         for depth in range(self.depth):
-            codes.append(nearest_code(residual, self.embedding(depth)))
-            chosen = self.embedding(depth)[codes[-1]]
-            residual = residual - chosen
-            sums.append(sums[-1] + chosen if sums else chosen)
-        commitment = torch.stack([(z - total).square().mean() for total in sums]).mean()
-        return Quantized(z + (sums[-1] - z).detach(), torch.stack(codes, dim=-1), commitment)
+            vectors = groups[depth] if self.product else vectors
+            codes.append(nearest_code(vectors, self.embedding(depth)))
+            chosen.append(self.embedding(depth)[codes[-1]])
+            vectors = vectors - chosen[-1]
+        totals = [torch.cat(chosen, dim=-1)] if self.product else list(itertools.accumulate(chosen))
+        commitment = torch.stack([(z - total).square().mean() for total in totals]).mean()
+        return Quantized(z + (totals[-1] - z).detach(), torch.stack(codes, dim=-1), commitment)
 
     def embed(self, codes: Tensor) -> Tensor:
-        """Codes [..., D] → de-quantized vectors [..., E]."""
-        return sum(self.embedding(depth)[codes[..., depth]] for depth in range(self.depth))
+        """Codes [..., D] → de-quantized vectors [..., channels]."""
+        chosen = [self.embedding(depth)[codes[..., depth]] for depth in range(self.depth)]
+        return torch.cat(chosen, dim=-1) if self.product else sum(chosen)
 
 
 @torch.no_grad()
@@ -468,13 +484,17 @@ class DualTokenModel(PreTrainedModel):
                 self.decoder = ConvolutionalDecoder(decoder)
         self.post_init()
 
+    def _channels(self, branch: str) -> int:
+        quantizer = getattr(self.options, branch)
+        return quantizer.width * (quantizer.depth if quantizer.kind == "product" else 1)
+
     def _down(self, branch: str) -> nn.Module:
         options = self.options
-        return projection(options.projection, options.siglip.vision.width, getattr(options, branch).width, False)
+        return projection(options.projection, options.siglip.vision.width, self._channels(branch), causal=False)
 
     def _up(self, branch: str) -> nn.Module:
         options, causal = self.options, self.options.post_attention == "causal"
-        return projection(options.projection, getattr(options, branch).width, options.siglip.vision.width, causal)
+        return projection(options.projection, self._channels(branch), options.siglip.vision.width, causal)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Modules initialise themselves; weights worth having come from a file."""
@@ -489,7 +509,7 @@ class DualTokenModel(PreTrainedModel):
         return getattr(self, f"quantizer_{BRANCHES[branch]}")
 
     def latents(self, pixel_values: Tensor) -> tuple[dict, Tensor]:
-        """Vectors to quantize [B, N, E] by branch, and the hidden state after `semantic_layer` [B, N, C]."""
+        """Vectors to quantize [B, N, channels] by branch, and the hidden state after `semantic_layer` [B, N, C]."""
         options, vision = self.options, self.siglip_model.vision_model
         hidden, layer, taps = vision.embed(pixel_values.to(self._dtype)), 0, {}
         stops = {options.semantic_layer, *([options.shortcut_layer] if self.has_shortcut else [])}
@@ -507,7 +527,7 @@ class DualTokenModel(PreTrainedModel):
         return vectors, hidden
 
     def decoder_features(self, vectors: Tensor) -> Tensor:
-        """De-quantized vectors [B, N, E] of `decoder_branch` → input of the decoder's last layer."""
+        """De-quantized vectors [B, N, channels] of `decoder_branch` → input of the decoder's last layer."""
         tokens = self.postquant_pix(vectors.to(self._dtype))
         if isinstance(self.decoder, TransformerDecoder):
             return self.decoder.features(tokens)
