@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dualtoken_jax import job, sharding
-from dualtoken_jax.checkpoint import CheckpointError, load_config
+from dualtoken_jax.checkpoint import CheckpointError, load_config, with_kept_tokenizer
 from dualtoken_jax.config import Config, ConfigError
 from dualtoken_jax.data.arrays import pictures_of
 from dualtoken_jax.data.images import resize_crop
@@ -63,7 +63,7 @@ def load(workdir: str | Path, batch_size: int = 16) -> "ImageTokenizer":
         )
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    return ImageTokenizer(config, job.load_state(config, workdir), batch_size)
+    return ImageTokenizer(with_kept_tokenizer(config, workdir), job.load_state(config, workdir), batch_size)
 
 
 class ImageTokenizer:
