@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict, config_dict
 
 from dualtoken_jax.data.dataset import DataConfig
-from dualtoken_jax.data.text import WordTokenizer
+from dualtoken_jax.data.words import WordTokenizer
 from dualtoken_jax.models.discriminator import DiscriminatorConfig
 from dualtoken_jax.models.dualtoken import DualTokenConfig
 from dualtoken_jax.optimizer import FreezeConfig, OptimizerConfig
@@ -71,9 +71,11 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TeacherConfig:
-    """The SigLIP that the tokenizer starts from and learns from; trained first unless `path` names a finished one."""
+    """The SigLIP that the tokenizer starts from and learns from; trained first unless `path` names one."""
 
-    path: str = ""  # workdir of a finished contrastive run; empty trains one in WORKDIR/teacher
+    # Workdir of a finished contrastive run, a Hugging Face SigLIP folder, or a big_vision .npz; empty trains one in
+    # WORKDIR/teacher.
+    path: str = ""
     train: TrainConfig | None = None  # None: `path` is required
     optimizer: OptimizerConfig | None = None
     contrastive: Literal["sigmoid", "softmax"] = "sigmoid"  # SigLIP's loss, or CLIP's, which learns faster at first
@@ -89,6 +91,8 @@ class Config:
     data: DataConfig
     train: TrainConfig
     optimizer: OptimizerConfig
+    # Folder or file with spiece.model (SigLIP) or tokenizer.json (SigLIP 2); empty knows the scenes' words only.
+    tokenizer: str = ""
     seed: int = 0
     mesh: MeshConfig = MeshConfig()
     # of the tokenizer:
@@ -178,7 +182,7 @@ def difference(old: Config, new: Config) -> list[str]:
 
 def check(config: Config) -> Config:
     """Raises ConfigError, with all that is wrong in the first part that is, for combinations that cannot work."""
-    parts = [_tower_requirements(config.model.siglip), _run_requirements(config)]
+    parts = [_tower_requirements(config), _run_requirements(config)]
     parts += [_tokenizer_requirements(config)] if config.task == "tokenizer" else []
     for part in parts:  # in order: later ones divide by what earlier ones check
         if problems := [message for holds, message in part if not holds]:
@@ -186,7 +190,8 @@ def check(config: Config) -> Config:
     return config
 
 
-def _tower_requirements(siglip):
+def _tower_requirements(config):
+    siglip = config.model.siglip
     yield siglip.vision.width % 4 == 0, f"model.siglip.vision.width {siglip.vision.width} must be divisible by 4"
     for name, tower in (("vision", siglip.vision), ("text", siglip.text)):
         yield (
@@ -199,7 +204,7 @@ def _tower_requirements(siglip):
     )
     words = WordTokenizer(1).vocabulary
     yield (
-        siglip.vocabulary >= words,
+        config.tokenizer or siglip.vocabulary >= words,
         f"model.siglip.vocabulary {siglip.vocabulary} is smaller than the word tokenizer's {words} ids",
     )
 
@@ -322,6 +327,7 @@ def teacher_config(config: Config, data: DataConfig | None = None) -> Config:
         data=data or config.data,
         train=teacher.train,
         optimizer=teacher.optimizer,
+        tokenizer=config.tokenizer,
         seed=config.seed,
         mesh=config.mesh,
         loss=LossConfig(contrastive=teacher.contrastive),
