@@ -1,6 +1,8 @@
 """The only file that knows Orbax: asynchronous, atomic checkpoints of the whole train state."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -10,10 +12,12 @@ from flax import serialization
 
 from dualtoken_jax import config as config_lib
 from dualtoken_jax.config import Config, ConfigError
+from dualtoken_jax.data.text import FILES, tokenizer_file
 from dualtoken_jax.metric_writer import write_atomically
 from dualtoken_jax.tasks.state import TrainState
 
 _FROZEN = "frozen"  # weights that no step changes: written once, not with every checkpoint
+_TOKENIZER = "tokenizer"  # a copy of the file that the config names
 _RUNTIME = (
     "data.threads",
     "train.log_every",
@@ -130,6 +134,26 @@ def load_frozen(workdir: Path) -> dict:
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         like = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
         return jax.tree.map(np.asarray, reader.restore(path, like))
+
+
+def keep_tokenizer(config: Config, workdir: Path) -> Config:
+    """Copies the tokenizer that the config names into the workdir, once, and returns the config that names the copy.
+
+    Raises FileNotFoundError or ValueError, as `tokenizer_file`, where neither the file nor a copy is there.
+    """
+    kept, draft = Path(workdir) / _TOKENIZER, Path(workdir) / f"{_TOKENIZER}.tmp"
+    if config.tokenizer and not kept.exists() and jax.process_index() == 0:
+        file = tokenizer_file(config.tokenizer)
+        draft.mkdir(exist_ok=True)  # left over where an earlier copy was cut off
+        shutil.copyfile(file, draft / FILES[file.suffix])
+        draft.rename(kept)
+    return with_kept_tokenizer(config, workdir)
+
+
+def with_kept_tokenizer(config: Config, workdir: Path) -> Config:
+    """The config with the workdir's own copy of the tokenizer, where it has one, in place of the original."""
+    kept = Path(workdir) / _TOKENIZER
+    return dataclasses.replace(config, tokenizer=str(kept)) if kept.exists() else config
 
 
 def claim_workdir(config: Config, workdir: Path) -> None:

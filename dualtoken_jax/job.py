@@ -8,13 +8,23 @@ import jax
 import numpy as np
 
 from dualtoken_jax import loop, sharding
-from dualtoken_jax.checkpoint import CheckpointError, Checkpoints, claim_workdir, load_config, load_frozen
+from dualtoken_jax.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    claim_workdir,
+    keep_tokenizer,
+    load_config,
+    load_frozen,
+    with_kept_tokenizer,
+)
 from dualtoken_jax.config import Config, ConfigError, check, difference, teacher_config
 from dualtoken_jax.data.bad_images import TooManyBadImages
 from dualtoken_jax.data.dataset import DataConfig, open_source
+from dualtoken_jax.data.text import open_tokenizer, tokenizer_file
 from dualtoken_jax.evaluation.report import format_value, write_report
+from dualtoken_jax.interop.lpips import load_lpips
+from dualtoken_jax.interop.siglip import holds_siglip, load_siglip
 from dualtoken_jax.metric_writer import MetricWriter, read_metrics
-from dualtoken_jax.models.vgg import load_lpips
 from dualtoken_jax.tasks import make_task
 from dualtoken_jax.tasks.state import TrainState
 
@@ -42,14 +52,25 @@ def preflight(config: Config, workdir: Path) -> None:
         sharding.check_batch(one.train.batch_size, mesh)
         make_task(one).check_parameters()
     if _needs_lpips(config) and not Path(config.loss.lpips_path).exists():
-        raise ConfigError(f"loss.lpips_path {config.loss.lpips_path!r} does not exist; name the LPIPS weight file")
+        raise ConfigError(f"loss.lpips_path {config.loss.lpips_path!r} does not exist; name the LPIPS weights")
     claim_workdir(config, workdir)
+    _check_vocabulary(keep_tokenizer(config, workdir))
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR goes first
         jax.config.update("jax_compilation_cache_dir", str(Path(workdir).absolute() / "compilation_cache"))
 
 
+def _check_vocabulary(config: Config) -> None:
+    known, ids = config.model.siglip.vocabulary, open_tokenizer(config.tokenizer, 1).vocabulary
+    if ids > known:
+        raise ConfigError(
+            f"model.siglip.vocabulary {known} is smaller than the {ids} ids of tokenizer {config.tokenizer}; "
+            "name the text tower's own"
+        )
+
+
 def conclude(config: Config, workdir: Path, state: TrainState) -> dict:
     """Evaluates a trained state; writes evaluation.json and report.html, and prints what is where."""
+    config = with_kept_tokenizer(config, workdir)
     mesh, writer = sharding.make_mesh(config.mesh), MetricWriter(workdir)
     with jax.set_mesh(mesh):
         measurement, samples = loop.evaluate(make_task(config), state, config, mesh, writer)
@@ -90,14 +111,14 @@ def frozen_weights(config: Config, workdir: Path) -> dict:
     frozen = {"siglip": teacher_weights(config, workdir)}
     if _needs_lpips(config):
         frozen["lpips"] = load_lpips(config.loss.lpips_path)
-    elif config.loss.perceptual > 0:
+    elif config.model.reconstructs and config.loss.perceives:
         log.info("no LPIPS weights: the perceptual term is the distance of the teacher's first hidden states")
     return frozen
 
 
 def _needs_lpips(config: Config) -> bool:
     loss = config.loss
-    return config.model.reconstructs and loss.perceptual > 0 and loss.perceptual_network == "lpips"
+    return config.model.reconstructs and loss.perceives and loss.perceptual_network == "lpips"
 
 
 def earlier_stage(config: Config) -> dict:
@@ -120,16 +141,38 @@ def earlier_stage(config: Config) -> dict:
 def teacher_weights(config: Config, workdir: Path) -> dict:
     """Parameters of the SigLIP in `teacher.path`, or of the one trained in WORKDIR/teacher, as host arrays."""
     if config.teacher.path:
-        folder = Path(config.teacher.path)
-        taught = load_config(folder)
-        if taught.task != "contrastive":
-            raise ConfigError(f"teacher.path {folder} is a {taught.task} run; its teacher is in {folder / 'teacher'}")
-        if taught.model.siglip != config.model.siglip:
-            raise ConfigError(f"teacher.path {folder} holds another tower than model.siglip: {taught.model.siglip}")
-        state = load_state(taught, folder)
-    else:
-        state = loop.run(teacher_config(config, teacher_data(config)), Path(workdir) / "teacher")
+        return named_teacher(with_kept_tokenizer(config, workdir))
+    state = loop.run(teacher_config(config, teacher_data(config)), Path(workdir) / "teacher")
     return jax.tree.map(np.asarray, state.averaged)
+
+
+def named_teacher(config: Config) -> dict:
+    """What `teacher.path` names: a contrastive run's weights, or those of a published SigLIP.
+
+    Raises ConfigError for a teacher that does not fit the config, and what `load_siglip` raises.
+    """
+    path = Path(config.teacher.path)
+    if not path.exists():
+        raise ConfigError(
+            f"teacher.path {path} does not exist; name a contrastive run's workdir, a Hugging Face SigLIP folder or a "
+            "big_vision .npz, or leave it empty to train a teacher"
+        )
+    if holds_siglip(path):
+        if not config.tokenizer:
+            raise ConfigError(f"teacher.path {path} is a published SigLIP: set tokenizer to the folder with its own")
+        return load_siglip(path, config.model.siglip)
+    taught = load_config(path)
+    if taught.task != "contrastive":
+        raise ConfigError(f"teacher.path {path} is a {taught.task} run; its teacher is in {path / 'teacher'}")
+    if taught.model.siglip != config.model.siglip:
+        raise ConfigError(f"teacher.path {path} holds another tower than model.siglip: {taught.model.siglip}")
+    if _tokenizer_bytes(with_kept_tokenizer(taught, path)) != _tokenizer_bytes(config):
+        raise ConfigError(f"teacher.path {path} learned from tokenizer {taught.tokenizer!r}, not {config.tokenizer!r}")
+    return jax.tree.map(np.asarray, load_state(taught, path).averaged)
+
+
+def _tokenizer_bytes(config: Config) -> bytes:
+    return tokenizer_file(config.tokenizer).read_bytes() if config.tokenizer else b""
 
 
 def teacher_data(config: Config) -> DataConfig:

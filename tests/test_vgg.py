@@ -1,4 +1,4 @@
-"""LPIPS over VGG16: parity with PyTorch at float32, properties of a distance, and the loader's errors."""
+"""LPIPS over VGG16: parity with PyTorch at float32 and properties of a distance."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dualtoken_jax.models.vgg import NORM_EPS, SCALE, SHIFT, Lpips, VggConfig, load_lpips
+from dualtoken_jax.interop.lpips import load_lpips
+from dualtoken_jax.models.vgg import NORM_EPS, SCALE, SHIFT, Lpips, VggConfig
 
 TINY = VggConfig(widths=(8, 12, 16, 24, 20))
 
@@ -27,7 +28,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def params(weights):
-    return jax.tree.map(jnp.asarray, load_lpips(weights[0], TINY))
+    return jax.tree.map(jnp.asarray, load_lpips(weights[0], config=TINY))
 
 
 def abstract(config, dtype=jnp.float32):
@@ -159,29 +160,3 @@ def test_impossible_images_and_configs_are_refused(images, params):
         distance(params, x[:, :8], y[:, :8])
     with pytest.raises(ValueError, match="widths has 2 blocks, depths has 1"):
         VggConfig(widths=(4, 4), depths=(2,))
-
-
-def test_loader_fills_exactly_the_parameters_of_the_module(weights, params, tmp_path):
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, abstract(TINY)[1])
-    safetensors = pytest.importorskip("safetensors.numpy")
-    safetensors.save_file(weights[1], tmp_path / "w.safetensors")
-    jax.tree.map(np.testing.assert_array_equal, load_lpips(tmp_path / "w.safetensors", TINY), params)
-
-
-def test_loader_reports_every_problem_at_once(weights, tmp_path):
-    tensors = dict(weights[1])
-    del tensors["features.0.bias"], tensors["lin4.model.1.weight"]
-    tensors["features.2.weight"] = tensors["features.2.weight"][:, :-1]
-    tensors["classifier.0.bias"] = np.zeros(7, np.float32)
-    np.savez(tmp_path / "broken.npz", **tensors)
-    with pytest.raises(ValueError, match="4 problems") as error:
-        load_lpips(tmp_path / "broken.npz", TINY)
-    for line in (
-        "missing: features.0.bias (8,)",
-        "missing: lin4.model.1.weight (1, 20, 1, 1)",
-        "unexpected: classifier.0.bias (7,)",
-        "wrong shape: features.2.weight is (8, 7, 3, 3), expected (8, 8, 3, 3)",
-    ):
-        assert line in str(error.value)
-    with pytest.raises(ValueError, match=r"give a \.npz or \.safetensors file"):
-        load_lpips(tmp_path / "vgg.pth", TINY)

@@ -1,47 +1,123 @@
-"""Captions → token ids for the small studies: one id per known word, UTF-8 bytes for any other."""
+"""Captions → token ids: by the words of the scenes, by SigLIP's SentencePiece, or by SigLIP 2's Gemma vocabulary.
+
+All three have `length` T, `vocabulary` (number of ids) and `encode(captions) -> int32 [n, T]`.
+"""
 
 import re
+import string
+from pathlib import Path
 
 import numpy as np
 
-from dualtoken_jax.data.scenes import WORDS
+from dualtoken_jax.data.words import WordTokenizer
 
-PAD = 0  # fills the row of an empty caption
-_FIRST_BYTE = 1
-_FIRST_WORD = _FIRST_BYTE + 256
-_PROMPT_WORDS = (
-    "zero one two three four five six seven eight nine an any bright clean close cropped dark digit drawing good image "
-    "of our picture photo photograph rendering showing some that there this up view"
-).split()
+FILES = {".model": "spiece.model", ".json": "tokenizer.json"}  # by suffix, as Hugging Face's folders name them
+_SOURCES = (
+    "SigLIP's spiece.model is in google/siglip-so400m-patch14-384 at Hugging Face, "
+    "SigLIP 2's tokenizer.json in google/siglip2-so400m-patch16-256"
+)
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-class WordTokenizer:
-    """Lower-cases, drops punctuation, repeats the caption until `length` tokens are full, and cuts there.
+def open_tokenizer(path: str, length: int) -> "WordTokenizer | SiglipTokenizer | GemmaTokenizer":
+    """The tokenizer of a `path` as in `tokenizer_file`; '' is that of the scenes. `length` is T.
 
-    SigLIP pads instead, and its text tower attends to the padding. Four words among twenty pads make all captions look
-    alike to a fresh tower, and a short training spends itself on telling them apart; repeated words do not.
+    Raises FileNotFoundError, or ValueError for a damaged or unknown file, naming the path and where to get one.
+    """
+    if not path:
+        return WordTokenizer(length)
+    file = tokenizer_file(path)
+    return SiglipTokenizer(file, length) if file.suffix == ".model" else GemmaTokenizer(file, length)
+
+
+def tokenizer_file(path: str | Path) -> Path:
+    """A SentencePiece .model file or a tokenizer.json, or the one in a folder; spiece.model goes first.
+
+    Raises FileNotFoundError or ValueError as `open_tokenizer`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in FILES.values() if (path / name).is_file()]
+        if not found:
+            raise FileNotFoundError(f"tokenizer: {path} holds neither {' nor '.join(FILES.values())}; {_SOURCES}")
+        return found[0]
+    if not path.exists():
+        raise FileNotFoundError(f"tokenizer: there is no file or folder {path}; {_SOURCES}")
+    if path.suffix not in FILES:
+        raise ValueError(f"tokenizer: {path} is neither a SentencePiece .model nor a tokenizer .json; {_SOURCES}")
+    return path
+
+
+class SiglipTokenizer:
+    """Lower case without ASCII punctuation, white space collapsed; then `</s>`, which also fills the row.
+
+    As transformers' SiglipTokenizer. A caption that is too long keeps its beginning and the `</s>`.
     """
 
-    def __init__(self, length: int):
-        self.length = length
-        words = sorted({*WORDS, *_PROMPT_WORDS})
-        self._ids = {word: _FIRST_WORD + i for i, word in enumerate(words)}
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of ids."""
-        return _FIRST_WORD + len(self._ids)
+    def __init__(self, file: Path, length: int):
+        sentencepiece = _library("sentencepiece")
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(file))
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"tokenizer: {file} is damaged or no SentencePiece model: {error}; {_SOURCES}") from error
+        self._end = self._pieces.piece_to_id("</s>")
+        if self._pieces.id_to_piece(self._end) != "</s>":
+            raise ValueError(f"tokenizer: {file} has no </s>, so it is not SigLIP's; for Gemma's give tokenizer.json")
+        self.length, self.vocabulary = length, self._pieces.get_piece_size()
 
     def encode(self, captions: list[str]) -> np.ndarray:
         """Token ids, int32 [n, length]."""
-        ids = np.full((len(captions), self.length), PAD, np.int32)
-        for row, caption in zip(ids, captions, strict=True):
-            tokens = [token for word in re.findall(r"\w+", caption.lower()) for token in self._word(word)]
-            if tokens:
-                row[:] = np.resize(tokens, self.length)
-        return ids
+        tokens = [self._pieces.encode(_canonical(caption)) for caption in captions]
+        return _rows(tokens, self.length, self._end, padding=self._end)
 
-    def _word(self, word: str) -> list[int]:
-        if word in self._ids:
-            return [self._ids[word]]
-        return [_FIRST_BYTE + byte for byte in word.encode()]
+
+def _canonical(caption: str) -> str:
+    # ▁ stands for a space inside SentencePiece.
+    caption = caption.replace("▁", " ").lower().translate(_WITHOUT_PUNCTUATION)
+    return re.sub(r"\s+", " ", caption).strip()
+
+
+class GemmaTokenizer:
+    """Lower case, punctuation kept; then `<eos>`, and `<pad>` to the end of the row.
+
+    As transformers' Siglip2Tokenizer (big_vision lowers ASCII letters only) and as SigLIP 2 was trained, whatever
+    lower-casing, added tokens or padding the file itself asks for. A caption that is too long keeps its beginning and
+    the `<eos>`.
+    """
+
+    def __init__(self, file: Path, length: int):
+        tokenizers = _library("tokenizers")
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises nothing more specific
+            raise ValueError(f"tokenizer: {file} is damaged or no tokenizer: {error}; {_SOURCES}") from error
+        self._end, self._padding = map(self._tokenizer.token_to_id, ("<eos>", "<pad>"))
+        if self._end is None or self._padding is None:
+            raise ValueError(f"tokenizer: {file} has no <eos> or <pad>, so it is not Gemma's; {_SOURCES}")
+        lower, own = tokenizers.normalizers.Lowercase(), self._tokenizer.normalizer
+        self._tokenizer.normalizer = tokenizers.normalizers.Sequence([lower, own] if own else [lower])
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.length, self.vocabulary = length, self._tokenizer.get_vocab_size()
+
+    def encode(self, captions: list[str]) -> np.ndarray:
+        """Token ids, int32 [n, length]."""
+        tokens = [self._tokenizer.encode(caption, add_special_tokens=False).ids for caption in captions]
+        return _rows(tokens, self.length, self._end, self._padding)
+
+
+def _rows(tokens: list[list[int]], length: int, end: int, padding: int) -> np.ndarray:
+    rows = np.full((len(tokens), length), padding, np.int32)
+    for row, ids in zip(rows, tokens, strict=True):
+        kept = [*ids[: length - 1], end]
+        row[: len(kept)] = kept
+    return rows
+
+
+def _library(name: str):
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"tokenizer: this file needs the package {name}: pip install {name}") from error

@@ -12,7 +12,7 @@ from dualtoken_jax.config import Config
 from dualtoken_jax.data.dataset import open_source
 from dualtoken_jax.data.pipeline import eval_batches
 from dualtoken_jax.data.sources import Source
-from dualtoken_jax.data.text import WordTokenizer
+from dualtoken_jax.data.text import open_tokenizer
 from dualtoken_jax.evaluation import metrics, zero_shot
 from dualtoken_jax.evaluation.frechet import FeatureStatistics, frechet_distance
 
@@ -45,7 +45,7 @@ def measure(task, state, config: Config, mesh) -> Measurement:
     if "reconstruction" in collected["embeddings"]:
         results["frechet_teacher"] = _frechet(collected)
     for branch, counts in collected["codes"].items():
-        results |= _codebook(branch, counts)
+        results |= _codebook(branch, counts, config.model.quantizer(branch).shared_codebook)
     results |= bit_rates(config)
     images = collected["image"]
     labels, embeddings = collected["label"][: len(images)], collected["embeddings"]["image"][: len(images)]
@@ -59,7 +59,7 @@ def _collect(task, state, source: Source, config: Config, mesh) -> dict[str, Any
     step = _compiled_step(task, mesh)
     batches = eval_batches(
         source,
-        WordTokenizer(siglip.text_length).encode,
+        open_tokenizer(config.tokenizer, siglip.text_length).encode,
         resolution=siglip.image_size,
         batch_size=config.train.batch_size,
         limit=config.data.eval_examples,
@@ -124,7 +124,7 @@ def templates(config: Config) -> tuple[str, ...]:
 
 def caption_embedder(task, state, config: Config, mesh):
     """A function from captions to embeddings [n, C] on the host, in batches of one shape."""
-    encode = WordTokenizer(config.model.siglip.text_length).encode
+    encode = open_tokenizer(config.tokenizer, config.model.siglip.text_length).encode
     embed, size = _compiled_text(task, mesh), config.train.batch_size
 
     def embed_captions(captions: list[str]) -> np.ndarray:
@@ -146,8 +146,8 @@ def _frechet(collected) -> float:
     return frechet_distance(*pair)
 
 
-def _codebook(branch: str, counts: np.ndarray) -> dict[str, Any]:
-    found = metrics.codebook_statistics(counts)
+def _codebook(branch: str, counts: np.ndarray, shared: bool) -> dict[str, Any]:
+    found = metrics.codebook_statistics(counts, shared)
     results: dict[str, Any] = {}
     for name, value in found["overall"].items():
         results[f"codebook_{name}_{branch}"] = value

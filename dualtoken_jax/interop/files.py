@@ -4,7 +4,7 @@ import json
 import zipfile
 from pathlib import Path
 
-import ml_dtypes  # noqa: F401  teaches numpy the name bfloat16
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -37,12 +37,12 @@ def read_tensors(path: str | Path) -> StateDict:
             return _read_safetensors(path)
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as archive:
-                return dict(archive)
+                return {name: _plain(tensor) for name, tensor in archive.items()}
         if path.suffix in (".pt", ".pth"):
             return _read_torch(path)
     except (WeightFileError, FileNotFoundError):
         raise
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, EOFError, OSError, RuntimeError, zipfile.BadZipFile) as error:
         raise WeightFileError(f"{path} is damaged or no weight file: {error}; fetch it again") from error
     kind = path.suffix or "a file without a suffix"
     raise WeightFileError(f"{path}: cannot read {kind}; give a .safetensors, .npz, .pt or .pth file")
@@ -68,6 +68,8 @@ def _read_safetensors(path: Path) -> StateDict:
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.dtype("V2"):  # how .npz files keep bfloat16, a type that plain numpy cannot name
+        array = array.view(ml_dtypes.bfloat16)
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 

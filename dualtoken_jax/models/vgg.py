@@ -1,11 +1,9 @@
 """VGG16 features and the LPIPS distance over them (METHOD section 5; Zhang et al. 2018, arXiv 1801.03924, v0.1)."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -84,7 +82,7 @@ class Vgg16(nnx.Module):
 
 
 class Lpips(nnx.Module):
-    """Learned perceptual distance. Freshly made it has random weights: put those of `load_lpips` in their place."""
+    """Learned perceptual distance. Freshly made it has random weights: put those of `interop.lpips` in their place."""
 
     def __init__(self, config: VggConfig = VggConfig(), *, rngs: nnx.Rngs, compute_dtype: DTypeLike = jnp.float32):
         self.trunk = Vgg16(config, rngs, compute_dtype)
@@ -104,7 +102,15 @@ class Lpips(nnx.Module):
         if x.shape != y.shape or x.ndim != 4 or x.shape[-1] != 3:
             raise ValueError(f"LPIPS compares two batches [B, H, W, 3] of one shape, got {x.shape} and {y.shape}")
         # Two passes, not one over the concatenation: with a constant y its half of the backward pass disappears.
-        pairs = zip(self.trunk(_standardise(x)), self.trunk(_standardise(y)), self.linear.values(), strict=True)
+        return self.distance(self.taps(x), self.taps(y))
+
+    def taps(self, x: Float[Array, "B H W 3"]) -> list[Float[Array, "B _ _ _"]]:
+        """The trunk's features of images in [-1, 1]."""
+        return self.trunk(_standardise(x))
+
+    def distance(self, x: list[Float[Array, "B _ _ _"]], y: list[Float[Array, "B _ _ _"]]) -> Float[Array, " B"]:
+        """Distance of each pair of images from their `taps`."""
+        pairs = zip(x, y, self.linear.values(), strict=True)
         return sum(_tap_distance(a, b, weight[...]) for a, b, weight in pairs)
 
 
@@ -122,63 +128,3 @@ def _unit_channels(x: jax.Array) -> jax.Array:
     # The root has no derivative where no channel fires; that NaN ends at the ReLU before it, which selects zeros there.
     norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True))
     return x / (norm + NORM_EPS)  # eps outside the root, as the lpips package has it
-
-
-def load_lpips(path: str | Path, config: VggConfig = VggConfig()) -> dict:
-    """Parameters of `Lpips` from a .npz or .safetensors file, as a nested dict of float32 host arrays.
-
-    The file holds torchvision's `features.N.weight` / `features.N.bias` (vgg16, classifier left out) and the lpips
-    package's `lin0.model.1.weight` … `lin4.model.1.weight`. Raises ValueError with every missing, unexpected and
-    mis-shaped name at once.
-    """
-    tensors, table = _read_tensors(Path(path)), _name_table(config)
-    problems = [f"missing: {name} {shape}" for name, (_, shape) in table.items() if name not in tensors]
-    problems += [f"unexpected: {name} {tensors[name].shape}" for name in tensors if name not in table]
-    for name in table.keys() & tensors.keys():
-        if tensors[name].shape != table[name][1]:
-            problems.append(f"wrong shape: {name} is {tensors[name].shape}, expected {table[name][1]}")
-    if problems:
-        raise ValueError(
-            f"{path} is not LPIPS over VGG16, {len(problems)} problems:\n  " + "\n  ".join(sorted(problems))
-        )
-    params = {}
-    for name, (where, _) in table.items():
-        node = params
-        for key in where[:-1]:
-            node = node.setdefault(key, {})
-        node[where[-1]] = _to_flax(tensors[name])
-    return params
-
-
-def _name_table(config: VggConfig) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
-    """PyTorch name → (path in the nested dict, PyTorch shape)."""
-    table, position = {}, 0
-    for name, inputs, outputs in config.convolutions():
-        if position and name.endswith("_1"):
-            position += 1  # torchvision counts the ReLU after each convolution and the pooling before each block
-        table[f"features.{position}.weight"] = ("trunk", "convolutions", name, "kernel"), (outputs, inputs, 3, 3)
-        table[f"features.{position}.bias"] = ("trunk", "convolutions", name, "bias"), (outputs,)
-        position += 2
-    for block, width in enumerate(config.widths):
-        table[f"lin{block}.model.1.weight"] = ("linear", f"linear{block + 1}"), (1, width, 1, 1)
-    return table
-
-
-def _to_flax(tensor: np.ndarray) -> np.ndarray:
-    tensor = tensor.astype(np.float32)
-    if tensor.ndim == 4 and tensor.shape[2:] == (3, 3):
-        return np.ascontiguousarray(tensor.transpose(2, 3, 1, 0))  # OIHW → HWIO
-    return tensor.reshape(-1)  # a bias, or the 1×1 weights [1, C, 1, 1] → [C]
-
-
-def _read_tensors(path: Path) -> dict[str, np.ndarray]:
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            return dict(archive)
-    if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file
-
-        return load_file(path)
-    raise ValueError(
-        f"{path}: cannot read {path.suffix or 'a file without a suffix'}; give a .npz or .safetensors file"
-    )

@@ -1,0 +1,333 @@
+"""SigLIP weights of Hugging Face and of big_vision: every hidden state, other resolutions, and the errors."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from released_record import CONFIG, assert_close, jit, weights
+from scipy import ndimage
+from torch_packages import imported as imported_package
+
+from dualtoken_jax.interop import positions
+from dualtoken_jax.interop.files import WeightFileError, read_tensors
+from dualtoken_jax.interop.released import export_siglip, import_siglip, module_shapes
+from dualtoken_jax.interop.siglip import holds_siglip, load_siglip, read_siglip_config
+from dualtoken_jax.models import bind, definition
+from dualtoken_jax.models.siglip import Siglip, SiglipConfig, TowerConfig
+
+# As in the giant size, the text tower is the narrower one and is projected to the images' width.
+TINY = SiglipConfig(24, 8, TowerConfig(32, 3, 4, 48), TowerConfig(24, 2, 2, 40), vocabulary=50, text_length=6)
+IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 24, 24, 3)).astype(np.float32)
+IDS = np.random.default_rng(1).integers(0, 50, (3, 6)).astype(np.int32)
+_ATTENTION = "MultiHeadDotProductAttention_0"
+
+
+@pytest.fixture(scope="module")
+def model():
+    """transformers' SigLIP of the size of TINY, with random weights."""
+
+    transformers = imported_package("transformers")
+    tower = lambda t: {  # noqa: E731
+        "hidden_size": t.width,
+        "num_hidden_layers": t.depth,
+        "num_attention_heads": t.heads,
+        "intermediate_size": t.mlp_width,
+    }
+    vision = {**tower(TINY.vision), "image_size": 24, "patch_size": 8}
+    text = {**tower(TINY.text), "vocab_size": 50, "max_position_embeddings": 6, "projection_size": 32}
+    model = transformers.SiglipModel(transformers.SiglipConfig(vision_config=vision, text_config=text)).eval()
+    rng = np.random.default_rng(2)
+    import torch
+
+    for parameter in model.parameters():  # norms and biases, too, must not be what they start as
+        noise = rng.normal(0, 0.15, tuple(parameter.shape)).astype(np.float32)
+        parameter.data = torch.tensor(noise) + (parameter.data if parameter.ndim < 2 else 0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def directory(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("huggingface")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imported(directory):
+    return load_siglip(directory, TINY)
+
+
+@pytest.fixture(scope="module")
+def archive(imported, tmp_path_factory):
+    """The same weights as big_vision lays them out, one layer a name."""
+    file = tmp_path_factory.mktemp("big_vision") / "siglip.npz"
+    np.savez(file, **big_vision(imported, TINY))
+    return file
+
+
+@jit
+def forward(params, images, ids):
+    """h_0 … h_L, the pooled images and the texts."""
+    siglip = bind(definition(lambda rngs: Siglip(TINY, rngs)), params)
+    hidden = [siglip.vision.embed(images)]
+    for layer in range(TINY.vision.depth):
+        hidden.append(siglip.vision.encoder(hidden[-1], layer, layer + 1))
+    return hidden, siglip.vision.pool(hidden[-1]), siglip.text(ids)
+
+
+def big_vision(params, config, scan=False):
+    """The tensors of a big_vision checkpoint, written from its source (models/vit.py, text_transformer.py)."""
+    tensors = {"params/t": params["logit_scale"], "params/b": params["logit_bias"]}
+
+    def put(prefix, **leaves):
+        tensors.update({f"params/{prefix}/{name}": value for name, value in leaves.items()})
+
+    def attention(prefix, p, heads):
+        for name in ("query", "key", "value"):
+            kernel, bias = p[name]["kernel"], p[name]["bias"]
+            put(f"{prefix}/{name}", kernel=kernel.reshape(len(kernel), heads, -1), bias=bias.reshape(heads, -1))
+        width = p["out"]["kernel"].shape[1]
+        put(f"{prefix}/out", kernel=p["out"]["kernel"].reshape(heads, -1, width), bias=p["out"]["bias"])
+
+    def mlp(prefix, p):
+        put(f"{prefix}/MlpBlock_0/Dense_0", **p["fc1"])
+        put(f"{prefix}/MlpBlock_0/Dense_1", **p["fc2"])
+
+    def encoder(prefix, p, tower):
+        blocks = []
+        for i in range(tower.depth):
+            layer, name = jax.tree.map(lambda x, i=i: x[i], p["encoder"]["layers"]), f"{prefix}/encoderblock_{i}"
+            put(f"{name}/LayerNorm_0", **layer["norm1"])
+            put(f"{name}/LayerNorm_1", **layer["norm2"])
+            attention(f"{name}/{_ATTENTION}", layer["attention"], tower.heads)
+            mlp(name, layer["mlp"])
+            blocks.append(f"params/{name}/")
+        if scan:
+            for name in [n for n in tensors if n.startswith(blocks[0])]:
+                parts = [tensors.pop(block + name.removeprefix(blocks[0])) for block in blocks]
+                tensors[name.replace("encoderblock_0", "encoderblock")] = np.stack(parts)
+        put(f"{prefix}/encoder_norm", **p["norm"])
+
+    vision, text = params["vision"], params["text"]
+    put("img/embedding", **vision["patch_embedding"])
+    put("img", pos_embedding=vision["position_embedding"][None])
+    encoder("img/Transformer", vision, config.vision)
+    put("img/MAPHead_0", probe=vision["head"]["probe"])
+    put("img/MAPHead_0/LayerNorm_0", **vision["head"]["norm"])
+    attention(f"img/MAPHead_0/{_ATTENTION}", vision["head"]["attention"], config.vision.heads)
+    mlp("img/MAPHead_0", vision["head"]["mlp"])
+    put("txt/Embed_0", embedding=text["token_embedding"])
+    put("txt", pos_embedding=text["position_embedding"][None])
+    encoder("txt/Encoder_0", text, config.text)
+    put("txt/head", **text["head"])
+    return tensors
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_every_hidden_state_and_embedding_equals_transformers(model, imported):
+    import torch
+
+    hidden, pooled, texts = forward(imported, IMAGES, IDS)
+    with torch.no_grad():
+        pixels = torch.tensor(IMAGES.transpose(0, 3, 1, 2))
+        theirs = model.vision_model(pixels, output_hidden_states=True)
+        text = model.text_model(torch.tensor(IDS, dtype=torch.long)).pooler_output
+    assert len(hidden) == len(theirs.hidden_states) == TINY.vision.depth + 1
+    for layer, (ours, expected) in enumerate(zip(hidden, theirs.hidden_states, strict=True)):
+        assert_close(ours, expected, f"siglip h_{layer}")
+    assert_close(pooled, theirs.pooler_output, "siglip pooled")
+    assert_close(texts, text, "siglip text")
+    for name in ("logit_scale", "logit_bias"):
+        np.testing.assert_array_equal(imported[name], getattr(model, name).detach())
+
+
+def test_shards_hold_the_same(model, imported, tmp_path):
+    model.save_pretrained(tmp_path, max_shard_size="30KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert_same(load_siglip(tmp_path, TINY), imported)
+
+
+def test_the_released_teacher_s_directory(tmp_path):
+    """Its config.json was written by transformers 4.44 and names few fields."""
+    from safetensors.numpy import save_file
+
+    save_file(weights("teacher"), tmp_path / "model.safetensors")
+    tower = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    vision = {**tower, "image_size": 32, "num_hidden_layers": 4, "patch_size": 4}
+    text = {**tower, "max_position_embeddings": 8, "num_hidden_layers": 2, "vocab_size": 100}
+    write_config(tmp_path, vision_config=vision, text_config=text)
+    assert read_siglip_config(tmp_path) == CONFIG.siglip
+    assert_same(load_siglip(tmp_path, CONFIG.siglip), import_siglip(weights("teacher"), CONFIG.siglip))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_big_vision_layouts_hold_the_same(scan, imported, tmp_path):
+    file = tmp_path / "siglip.npz"
+    np.savez(file, **big_vision(imported, TINY, scan))
+    assert any("encoderblock/" in name for name in read_tensors(file)) == scan
+    assert read_siglip_config(file) == TINY
+    assert_same(load_siglip(file, TINY), imported)
+
+
+def test_bfloat16_archives(imported, tmp_path):
+    import ml_dtypes
+
+    tensors = {name: x.astype(ml_dtypes.bfloat16) for name, x in big_vision(imported, TINY).items()}
+    np.savez(tmp_path / "half.npz", **tensors)
+    expected = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), imported)
+    assert_same(load_siglip(tmp_path / "half.npz", TINY), expected)
+
+
+@pytest.mark.parametrize(("old", "new"), [(3, 5), (4, 7), (7, 4), (24, 16), (5, 5)])
+def test_resampled_positions_equal_the_reference_programs(old, new):
+    table = np.random.default_rng(old).normal(size=(old * old, 6)).astype(np.float32)
+    torch = pytest.importorskip("torch")
+    plane = torch.tensor(table).reshape(1, old, old, 6).permute(0, 3, 1, 2)
+    theirs = torch.nn.functional.interpolate(plane, (new, new), mode="bicubic", align_corners=False)
+    theirs = theirs[0].permute(1, 2, 0).reshape(new * new, 6).numpy()
+    np.testing.assert_allclose(positions.bicubic(table, new), theirs, atol=1e-5)
+    theirs = torch.nn.functional.interpolate(plane, (new, new), mode="bilinear", align_corners=True)
+    theirs = theirs[0].permute(1, 2, 0).reshape(new * new, 6).numpy()
+    np.testing.assert_allclose(positions.bilinear(table, new), theirs, atol=1e-5)
+    zoomed = ndimage.zoom(table.reshape(old, old, 6), (new / old, new / old, 1), order=1)
+    np.testing.assert_array_equal(positions.bilinear(table, new), zoomed.reshape(new * new, 6))
+
+
+def test_another_resolution_equals_transformers_own_resampling(model, directory, archive, imported):
+    import torch
+
+    larger = dataclasses.replace(TINY, image_size=44)  # 5 × 5 patches, a remainder is cut off
+    images = np.random.default_rng(3).uniform(-1, 1, (2, 44, 44, 3)).astype(np.float32)
+    params = load_siglip(directory, larger)
+    embed = jit(lambda p, x: bind(definition(lambda rngs: Siglip(larger, rngs)), p).vision.embed(x))
+    with torch.no_grad():
+        pixels = torch.tensor(images.transpose(0, 3, 1, 2))
+        theirs = model.vision_model.embeddings(pixels, interpolate_pos_encoding=True)
+    assert_close(embed(params, images), theirs, "siglip at another resolution")
+    assert_same(params["vision"]["encoder"], imported["vision"]["encoder"])
+    theirs = positions.bilinear(imported["vision"]["position_embedding"], 5)
+    np.testing.assert_array_equal(load_siglip(archive, larger)["vision"]["position_embedding"], theirs)
+
+
+def test_positions_that_are_no_square_are_refused():
+    with pytest.raises(ValueError, match="10 position embeddings are no square grid"):
+        positions.bicubic(np.zeros((10, 4)), 4)
+
+
+# --- errors
+
+
+def write_config(folder, **values):
+    (folder / "config.json").write_text(json.dumps({"model_type": "siglip", **values}))
+
+
+@pytest.mark.parametrize("source", ["directory", "archive"])
+def test_another_architecture_is_an_error_that_names_every_difference(source, request):
+    wanted = dataclasses.replace(
+        TINY,
+        patch_size=6,
+        vision=TowerConfig(64, 4, 8, 96),
+        text=dataclasses.replace(TINY.text, heads=3),
+        vocabulary=60,
+        text_length=7,
+    )
+    with pytest.raises(WeightFileError, match="another SigLIP than model.siglip") as error:
+        load_siglip(request.getfixturevalue(source), wanted)
+    for line in (
+        "patch_size: the file has 8, wanted 6",
+        "vision.width: the file has 32, wanted 64",
+        "vision.depth: the file has 3, wanted 4",
+        "vision.heads: the file has 4, wanted 8",
+        "vision.mlp_width: the file has 48, wanted 96",
+        "text.heads: the file has 2, wanted 3",
+        "vocabulary: the file has 50, wanted 60",
+        "text_length: the file has 6, wanted 7",
+    ):
+        assert line in str(error.value)
+    assert "text.width" not in str(error.value)
+
+
+def test_missing_and_unexpected_tensors_are_listed_at_once(imported, tmp_path):
+    from safetensors.numpy import save_file
+
+    tensors = export_siglip(imported, TINY)
+    del tensors["vision_model.post_layernorm.bias"], tensors["logit_bias"]
+    tensors["text_model.head.weight"] = np.zeros((32, 25), np.float32)
+    tensors["vision_model.lora.weight"] = np.zeros(3, np.float32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    text = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40}
+    text |= {"vocab_size": 50, "max_position_embeddings": 6, "projection_size": 32}
+    vision = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+    write_config(tmp_path, vision_config={**vision, "image_size": 24, "patch_size": 8}, text_config=text)
+    with pytest.raises(ValueError, match="4 problems") as error:
+        load_siglip(tmp_path, TINY)
+    for line in (
+        "missing: vision_model.post_layernorm.bias (32,)",
+        "missing: logit_bias (1,)",
+        "unexpected: vision_model.lora.weight (3,)",
+        "wrong shape: text_model.head.weight is (32, 25), expected (32, 24)",
+    ):
+        assert line in str(error.value)
+
+
+def test_defaults_are_those_of_transformers(tmp_path):
+    transformers = imported_package("transformers")
+    write_config(tmp_path, vision_config={}, text_config=None)
+    base, config = read_siglip_config(tmp_path), transformers.SiglipConfig()
+    assert (base.image_size, base.patch_size) == (config.vision_config.image_size, config.vision_config.patch_size)
+    assert (base.vocabulary, base.text_length) == (32_000, 64)
+    for tower, theirs in ((base.vision, config.vision_config), (base.text, config.text_config)):
+        assert (tower.width, tower.depth) == (theirs.hidden_size, theirs.num_hidden_layers)
+        assert (tower.heads, tower.mlp_width) == (theirs.num_attention_heads, theirs.intermediate_size)
+
+
+def test_the_giant_size_is_read_with_its_projection(tmp_path):
+    """google/siglip2-giant-opt-patch16-384: vision of big_vision's g-opt, text of So400m."""
+    vision = {"hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 16, "intermediate_size": 6144}
+    text = {"hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16, "intermediate_size": 4304}
+    text |= {"vocab_size": 256_000, "projection_size": 1536}
+    write_config(tmp_path, vision_config={**vision, "image_size": 384}, text_config=text)
+    config = read_siglip_config(tmp_path)
+    assert config == SiglipConfig(384, 16, TowerConfig(1536, 40, 16, 6144), vocabulary=256_000)
+    giant = definition(lambda rngs: Siglip(config, rngs))
+    ids = jax.ShapeDtypeStruct((2, 64), np.int32)
+    texts = jax.eval_shape(lambda params, ids: bind(giant, params).text(ids), module_shapes(Siglip, config), ids)
+    assert texts.shape == (2, 1536)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model_type": "siglip2"}, "NaFlex.*siglip2-so400m-patch16-256"),
+        ({"model_type": "clip"}, "type 'clip'; give a SigLIP with both towers"),
+        ({"vision_config": {"hidden_act": "gelu"}}, "vision_config.hidden_act = 'gelu', not 'gelu_pytorch_tanh'"),
+        ({"vision_config": {"vision_use_head": False}}, "vision_config.vision_use_head = False"),
+        ({"text_config": {"layer_norm_eps": 1e-5}}, "text_config.layer_norm_eps = 1e-05"),
+        ({"text_config": {"hidden_size": 512}}, "text width 512 is not projected to the vision's 768"),
+        ({"text_config": {"projection_size": 512}}, "text_config.projection_size = 512, not 768"),
+        ({"vision_config": {"image_size": [224, 448]}}, r"vision_config.image_size = \[224, 448\], not one number"),
+    ],
+)
+def test_models_that_are_not_computed_are_refused(values, words, tmp_path):
+    write_config(tmp_path, **values)
+    assert holds_siglip(tmp_path)
+    with pytest.raises(WeightFileError, match=words):
+        read_siglip_config(tmp_path)
+
+
+def test_what_is_no_siglip_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there are no SigLIP weights at"):
+        load_siglip(tmp_path / "nowhere", TINY)
+    with pytest.raises(FileNotFoundError, match="has no config.json"):
+        load_siglip(tmp_path, TINY)
+    (tmp_path / "config.json").write_text('{"model_type"')
+    with pytest.raises(WeightFileError, match="config.json is damaged"):
+        load_siglip(tmp_path, TINY)
+    np.savez(tmp_path / "vit.npz", **{"head/kernel": np.zeros(3)})
+    with pytest.raises(WeightFileError, match="no SigLIP checkpoint of big_vision.*img.embedding.kernel.*head.kernel"):
+        load_siglip(tmp_path / "vit.npz", TINY)

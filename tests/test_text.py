@@ -1,0 +1,137 @@
+"""Token ids against those of transformers from the same small files, and what a wrong file is told."""
+
+import json
+
+import numpy as np
+import pytest
+from torch_packages import imported as imported_package
+
+from dualtoken_jax.data.text import open_tokenizer
+from dualtoken_jax.data.words import WordTokenizer
+
+LENGTH = 16
+CORPUS = (
+    "a photo of a small red circle and a big blue square over the striped background the quick brown fox jumps over "
+    "lazy dogs while nobody reads 1234567890 captions about cats eating fish in gardens"
+).split()
+CAPTIONS = [
+    "a photo of a red circle",
+    "A Photo, of A  RED circle!!!",
+    "don't (stop) — the fox's jump... 12,345?",
+    "",
+    "   ",
+    "?!.",
+    " leading and trailing  \n\t spaces ",
+    "a photo of a small red circle and a big blue square over the striped background " * 3,
+    "Ünïcödé Straße ΑΣ İstanbul",
+    "炎热天气里一杯冷饮的照片 🐈 cat",
+    "snake_case ▁ meta▁space",
+    "a\u00a0photo\u3000of cats",
+]
+
+
+@pytest.fixture(scope="module")
+def spiece(tmp_path_factory):
+    """A SentencePiece model with SigLIP's special ids: </s> is 1."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    folder = tmp_path_factory.mktemp("siglip")
+    rng = np.random.default_rng(0)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(" ".join(rng.choice(CORPUS, 12)) for _ in range(300)),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=120,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    return folder / "spiece.model"
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory):
+    """A tokenizer.json built like Gemma's: byte fallback, spaces as ▁, and a template that begins with <bos>."""
+    tokenizers = pytest.importorskip("tokenizers")
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    model = tokenizers.models.BPE(fuse_unk=True, unk_token="<unk>", byte_fallback=True)
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = tokenizers.normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(" ", "merged_with_previous")
+    rng = np.random.default_rng(1)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((" ".join(rng.choice(CORPUS, 12)) for _ in range(300)), trainer)
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 2)]
+    )
+    tokenizer.enable_padding(direction="left", length=9)
+    file = tmp_path_factory.mktemp("siglip2") / "tokenizer.json"
+    tokenizer.save(str(file))
+    return file
+
+
+def test_siglip_ids_are_those_of_transformers(spiece):
+    theirs = imported_package("transformers").SiglipTokenizer(str(spiece))
+    expected = theirs(CAPTIONS, padding="max_length", truncation=True, max_length=LENGTH)["input_ids"]
+    ours = open_tokenizer(str(spiece), LENGTH)
+    found = ours.encode(CAPTIONS)
+    assert found.dtype == np.int32 and found.shape == (len(CAPTIONS), LENGTH)
+    for caption, row, other in zip(CAPTIONS, found, expected, strict=True):
+        assert row.tolist() == other, caption
+    assert 40 < ours.vocabulary == theirs.vocab_size and ours.length == LENGTH
+    assert (found[CAPTIONS.index("")] == 1).all() and found[7, -1] == 1 and (found[7, :-1] != 1).all()
+    assert found[0].tolist() == found[1].tolist()  # case and punctuation are gone
+
+
+def test_siglip2_ids_are_those_of_transformers(gemma):
+    transformers = imported_package("transformers")
+    saved = json.loads(gemma.read_text())["model"]
+    merges = [tuple(pair) for pair in saved["merges"]]
+    theirs = transformers.Siglip2Tokenizer(vocab=saved["vocab"], merges=merges, add_bos_token=False, add_eos_token=True)
+    ours = open_tokenizer(str(gemma), LENGTH)
+    found = ours.encode(CAPTIONS)
+    assert found.dtype == np.int32 and found.shape == (len(CAPTIONS), LENGTH)
+    options = {"truncation": True, "max_length": LENGTH, "padding": "max_length", "padding_side": "right"}
+    expected = theirs(CAPTIONS, **options)["input_ids"]
+    for caption, row, other in zip(CAPTIONS, found, expected, strict=True):
+        assert row.tolist() == other, caption
+    assert ours.vocabulary == len(theirs)
+    assert found[CAPTIONS.index("")].tolist() == [1] + [0] * (LENGTH - 1) and found[7, -1] == 1
+    assert found[0].tolist() != found[1].tolist()  # punctuation stays
+    upper = open_tokenizer(str(gemma), LENGTH).encode(["A PHOTO OF A RED CIRCLE"])
+    assert upper[0].tolist() == found[0].tolist()
+
+
+def test_a_folder_holds_its_tokenizer_and_an_empty_path_the_words(spiece, gemma):
+    for file in (spiece, gemma):
+        np.testing.assert_array_equal(
+            open_tokenizer(str(file.parent), LENGTH).encode(CAPTIONS),
+            open_tokenizer(str(file), LENGTH).encode(CAPTIONS),
+        )
+    words = open_tokenizer("", 5)
+    assert isinstance(words, WordTokenizer) and words.encode(["a red circle"]).shape == (1, 5)
+
+
+def test_missing_damaged_and_foreign_files_are_named_with_where_they_come_from(spiece, gemma, tmp_path):
+    source = "google/siglip-so400m-patch14-384.*google/siglip2-so400m-patch16-256"
+    with pytest.raises(FileNotFoundError, match=f"no file or folder .*nowhere.*{source}"):
+        open_tokenizer(str(tmp_path / "nowhere"), LENGTH)
+    with pytest.raises(FileNotFoundError, match=f"holds neither spiece.model nor tokenizer.json; .*{source}"):
+        open_tokenizer(str(tmp_path), LENGTH)
+    (tmp_path / "vocab.txt").write_text("a")
+    with pytest.raises(ValueError, match="vocab.txt is neither a SentencePiece .model nor"):
+        open_tokenizer(str(tmp_path / "vocab.txt"), LENGTH)
+    (tmp_path / "cut.model").write_bytes(spiece.read_bytes()[:100])
+    with pytest.raises(ValueError, match="cut.model is damaged or no SentencePiece model"):
+        open_tokenizer(str(tmp_path / "cut.model"), LENGTH)
+    (tmp_path / "cut.json").write_bytes(gemma.read_bytes()[:100])
+    with pytest.raises(ValueError, match="cut.json is damaged or no tokenizer"):
+        open_tokenizer(str(tmp_path / "cut.json"), LENGTH)
+    (tmp_path / "clip.json").write_text(gemma.read_text().replace("<eos>", "<|endoftext|>"))
+    with pytest.raises(ValueError, match="clip.json has no <eos> or <pad>, so it is not Gemma's"):
+        open_tokenizer(str(tmp_path / "clip.json"), LENGTH)
