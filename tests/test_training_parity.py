@@ -28,11 +28,11 @@ from dualtoken_jax.models.dualtoken import DualTokenConfig  # noqa: E402
 from dualtoken_jax.models.quantizer import QuantizerConfig, quantize_and_update  # noqa: E402
 from dualtoken_jax.models.siglip import SiglipConfig, TowerConfig  # noqa: E402
 from dualtoken_jax.optimizer import OptimizerConfig  # noqa: E402
+from dualtoken_jax.tasks import tokenizer  # noqa: E402
 from dualtoken_jax.tasks.state import new_state  # noqa: E402
-from dualtoken_jax.tasks.tokenizer import Tokenizer  # noqa: E402
 
 STEPS, ROWS, CODES = 20, 4, 24
-TOLERANCE = 1e-6
+TOLERANCE = 1e-8  # float64; measured: 9e-10
 TOWER = TowerConfig(width=32, depth=3, heads=2, mlp_width=48)
 TRANSFORMER = DecoderConfig(kind="transformer", width=24, depth=1, heads=2)
 CONVOLUTIONAL = DecoderConfig(
@@ -43,11 +43,26 @@ UPDATES = ("per_depth", "per_step", "per_step_aliased")
 
 @pytest.fixture(autouse=True)
 def float64(monkeypatch):
-    """Our code asks for float32 by this one name, so that is where it gets float64."""
+    """Our code asks for float32 by this one name, so that is where it gets float64; jax's attention cannot be asked."""
     monkeypatch.setattr(jnp, "float32", jnp.float64)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
     monkeypatch.setattr(quantizer, "_draw", first_draws)
+    for name in ("schedule", "discriminator_schedule"):
+        monkeypatch.setattr(tokenizer, name, exact(getattr(tokenizer, name)))
     with jax.enable_x64(True):
         yield
+
+
+def exact(schedule):
+    """That schedule in float64: of an int32 step it makes float32."""
+    return lambda config, steps: lambda step: schedule(config, steps)(jnp.asarray(step, jnp.float64))
+
+
+def attention(query, key, value, is_causal=False):
+    """jax.nn's over [B, N, heads, head_dim], whose softmax is float32 whatever it is given."""
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5
+    seen = jnp.tril(jnp.ones(logits.shape[-2:], bool)) if is_causal else True
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(jnp.where(seen, logits, -jnp.inf)), value)
 
 
 def torch_draws(available: int, codes: int, width: int):
@@ -114,7 +129,7 @@ def both(config: Config):
     tensors = {name: value.numpy() for name, value in critic.state_dict().items()}
     shapes = module_shapes(Discriminator, config.discriminator)
     params = doubled(to_tree(discriminator_table(), tensors, shapes, "the test's discriminator"))
-    task = Tokenizer(config)
+    task = tokenizer.Tokenizer(config)
     rest = {"discriminator": params, "discriminator_optimizer": task.discriminator_optimizer.init(params)}
     rest |= {"codebooks": doubled(tree["codebooks"]), "frozen": {"siglip": doubled(siglip)}}
     state = new_state(doubled(tree["params"]), task.optimizer, config.train, jax.random.key(0), **rest)
@@ -201,18 +216,18 @@ def compare_codebooks(codebooks: dict, model) -> int:
 
 
 def test_twenty_steps():
-    pixel, semantic = vocabulary("per_depth", False, 2, None), vocabulary("per_step", True, 3, None)
+    pixel, semantic = vocabulary("per_depth", False, 2, None), vocabulary("per_step", True, 2, None)
     train(recipe(pixel, semantic))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("threshold", [None, 1.5])
 @pytest.mark.parametrize(
-    ("pixel", "semantic", "discriminator"),
+    ("pixel", "semantic", "discriminator", "threshold"),
     [
-        (("per_depth", True), ("per_step_aliased", True), "leaky_hinge"),
-        (("per_step", True), ("per_depth", False), "hinge"),
-        (("per_step_aliased", False), ("per_step", False), "leaky_hinge"),
+        (("per_depth", True), ("per_step_aliased", True), "leaky_hinge", None),
+        (("per_step", True), ("per_depth", False), "hinge", None),
+        (("per_step_aliased", False), ("per_step", False), "leaky_hinge", None),
+        (("per_depth", True), ("per_step", True), "leaky_hinge", 1.5),
     ],
 )
 def test_every_order_of_updates(pixel, semantic, discriminator, threshold):
