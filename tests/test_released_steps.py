@@ -35,7 +35,7 @@ RECIPE = Config(
     discriminator_optimizer=DISCRIMINATOR,
     teacher=TeacherConfig(path="of the record"),
 )
-TOLERANCE = 1e-5  # measured: 6e-6, of a cosine near 0
+TOLERANCE = 5e-5  # measured: 7e-6, of an image
 METRICS = {  # theirs → ours
     "train/lr": "learning_rate",
     "lr_gen": "learning_rate",
@@ -188,7 +188,7 @@ def test_every_gradient(steps, theirs, who):
             else:
                 worst = max(ERRORS.get(f"steps gradient {who}", 0), abs(norm / expected[name] - 1))
                 ERRORS[f"steps gradient {who}"] = worst
-                assert worst < 10 * TOLERANCE, f"step {index} {name}: relative error {worst:.1e}"
+                assert worst < TOLERANCE, f"step {index} {name}: relative error {worst:.1e}"
 
 
 def test_learning_rates(theirs):
