@@ -142,20 +142,27 @@ def demo_large() -> Config:
 
 
 def so400m_384() -> Config:
-    """SigLIP-So400m/14 at 384 px, D = 8, as the released code trains it in stage 1."""
+    """SigLIP-So400m/14 at 384 px, D = 8, as the released code trains it in stage 1.
+
+    Teacher and tokenizer: google/siglip-so400m-patch14-384 of Hugging Face, its folder copied to weights/.
+    """
     siglip = SiglipConfig(dtype="bfloat16", remat="full")
-    return _paper("so400m_384", DualTokenConfig(siglip=siglip))
+    return _paper("so400m_384", DualTokenConfig(siglip=siglip), "weights/siglip-so400m-patch14-384")
 
 
 def so400m_256() -> Config:
-    """SigLIP2-So400m/16 at 256 px, D = 4 as released (the paper also reports D = 8)."""
+    """SigLIP2-So400m/16 at 256 px, D = 4 as released (the paper also reports D = 8).
+
+    Teacher and tokenizer: google/siglip2-so400m-patch16-256 of Hugging Face, its folder copied to weights/.
+    """
     siglip = SiglipConfig(image_size=256, patch_size=16, vocabulary=256_000, dtype="bfloat16", remat="full")
     quantizer = QuantizerConfig(depth=4)
     decoder = DecoderConfig(latent_grid=16, attention_grids=(16,))
-    return _paper("so400m_256", DualTokenConfig(siglip=siglip, pixel=quantizer, semantic=quantizer, decoder=decoder))
+    model = DualTokenConfig(siglip=siglip, pixel=quantizer, semantic=quantizer, decoder=decoder)
+    return _paper("so400m_256", model, "weights/siglip2-so400m-patch16-256")
 
 
-def _paper(name: str, model: DualTokenConfig) -> Config:
+def _paper(name: str, model: DualTokenConfig, teacher: str) -> Config:
     epoch = 10_000_000 // 256  # steps
     # Discriminator on half-way through the first epoch, its loss scaled from the second one on.
     return Config(
@@ -165,9 +172,8 @@ def _paper(name: str, model: DualTokenConfig) -> Config:
         data=DataConfig(source="folder", path="data/images", augment=True, threads=16, eval_examples=50_000),
         train=TrainConfig(steps=20 * epoch, batch_size=256, checkpoint_every=2_000),
         optimizer=OptimizerConfig(),
-        loss=LossConfig(
-            discriminator_start=epoch // 2, discriminator_settled=epoch, lpips_path="weights/lpips_vgg16.safetensors"
-        ),
+        tokenizer=teacher,
+        loss=LossConfig(discriminator_start=epoch // 2, discriminator_settled=epoch, lpips_path="weights/lpips"),
         discriminator_optimizer=OptimizerConfig(weight_decay=0.0, warmup_steps=epoch // 2, final_learning_rate=4e-5),
-        teacher=TeacherConfig(path="weights/teacher"),
+        teacher=TeacherConfig(path=teacher),
     )

@@ -5,7 +5,6 @@ codes = tokenizer.encode(images)
 tokenizer.decode(codes.pixel)
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,18 +12,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from dualtoken_jax import job, sharding
-from dualtoken_jax.checkpoint import CheckpointError, load_config, with_kept_tokenizer
-from dualtoken_jax.config import Config, ConfigError
+from dualtoken_jax import sharding
+from dualtoken_jax.config import ConfigError
 from dualtoken_jax.data.arrays import pictures_of
 from dualtoken_jax.data.images import resize_crop
-from dualtoken_jax.evaluation.measure import caption_embedder
-from dualtoken_jax.models import bind
-from dualtoken_jax.models.dualtoken import decode, forward
+from dualtoken_jax.models import bind, definition
+from dualtoken_jax.models.dualtoken import DualToken, decode, forward
 from dualtoken_jax.models.quantizer import Codebook, quantize
-from dualtoken_jax.tasks import make_task
-from dualtoken_jax.tasks.state import TrainState, normalise
+from dualtoken_jax.models.siglip import TextTower
+from dualtoken_jax.pretrained import Pretrained, open_workdir
+from dualtoken_jax.tasks.state import normalise
 
 Images = np.ndarray | jax.Array | Sequence[np.ndarray]
 
@@ -36,34 +35,18 @@ class Codes(NamedTuple):
     semantic: np.ndarray | None
 
 
-def load(workdir: str | Path, batch_size: int = 16) -> "ImageTokenizer":
-    """The tokenizer of a finished or running tokenizer run, with its averaged weights where it keeps an average.
+def load(path: str | Path, batch_size: int = 16) -> "ImageTokenizer":
+    """The tokenizer in `path`, the workdir of a finished or running tokenizer run.
 
-    Reads config.json, the newest checkpoint and `frozen/`; changes nothing. Every device holds all weights and computes
-    its share of each batch, whatever the devices of the training.
+    Every device holds all weights and computes its share of each batch.
 
     Args:
-      workdir: folder of the run.
+      path: see `pretrained`, which also tells what is raised.
       batch_size: rows computed at a time, rounded up to a multiple of the devices; larger ones take more memory.
-
-    Raises:
-      ConfigError: no workdir, or one of another task.
-      CheckpointError: nothing is saved there yet.
     """
-    workdir = Path(workdir)
-    config = dataclasses.replace(load_config(workdir), mesh=sharding.MeshConfig())
-    if config.task != "tokenizer":
-        raise ConfigError(
-            f"{workdir} holds a {config.task} run, which has no codes; give the workdir of a tokenizer run"
-        )
-    if not (workdir / "frozen").exists():
-        raise CheckpointError(
-            f"{workdir} has no folder 'frozen', which holds the teacher's weights: its run is still "
-            "training the teacher, or it was copied without it"
-        )
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    return ImageTokenizer(with_kept_tokenizer(config, workdir), job.load_state(config, workdir), batch_size)
+    return ImageTokenizer(open_workdir(Path(path)), batch_size)
 
 
 class ImageTokenizer:
@@ -74,32 +57,31 @@ class ImageTokenizer:
     (bicubic, antialiased) and centre-cropped, as evaluation does. ValueError for anything else.
     """
 
-    def __init__(self, config: Config, state: TrainState, batch_size: int):
-        self.config, self._task = config, make_task(config)
-        self.step = int(state.step)  # of the checkpoint
-        self._mesh = sharding.make_mesh(config.mesh)
+    def __init__(self, pretrained: Pretrained, batch_size: int):
+        self.name, self.step, self.model = pretrained.name, pretrained.step, pretrained.model
+        self._text_tokenizer = pretrained.text_tokenizer
+        self._mesh = sharding.make_mesh(sharding.MeshConfig())
         self.batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
-        # The moments and the discriminator are as large as the model, and nothing here reads them.
-        nothing = {"optimizer": (), "ema": {}, "discriminator": {}, "discriminator_optimizer": ()}
-        self._state = state.replace(params=state.averaged, **nothing)
+        self._tree = jax.device_put(pretrained.tree, NamedSharding(self._mesh, PartitionSpec()))
+        self._graphdef = definition(lambda rngs: DualToken(self.model, rngs))
+        self._text_tower = definition(lambda rngs: TextTower(self.model.siglip, rngs))
         self._encode, self._decode = jax.jit(self._encode_step), jax.jit(self._decode_step)
-        self._embed_image = jax.jit(self._embed_step)
-        self._embed_text = caption_embedder(self._task, self._state, config, self._mesh)
+        self._embed_image, self._embed_text = jax.jit(self._embed_image_step), jax.jit(self._embed_text_step)
 
     @property
     def image_size(self) -> int:
         """Side of the model's square pictures, in pixels."""
-        return self.config.model.siglip.image_size
+        return self.model.siglip.image_size
 
     @property
     def codebooks(self) -> dict[str, Codebook]:
         """By vocabulary."""
-        return self._state.codebooks
+        return self._tree["codebooks"]
 
     @property
     def decoder_branch(self) -> str:
         """The vocabulary whose codes the decoder reads: 'pixel', or 'semantic' in a model with a single codebook."""
-        return "pixel" if "pixel" in self.config.model.branches else "semantic"
+        return "pixel" if "pixel" in self.model.branches else "semantic"
 
     def encode(self, images: Images) -> Codes:
         """Codes int32 [B, h, w, D] of images."""
@@ -111,8 +93,8 @@ class ImageTokenizer:
 
         Raises ConfigError for a model without a decoder, ValueError for codes of another shape, type or range.
         """
-        if not self.config.model.reconstructs:
-            raise ConfigError(f"{self.config.name} was trained without a decoder (supervision 'semantic_only')")
+        if not self.model.reconstructs:
+            raise ConfigError(f"{self.name} was trained without a decoder (supervision 'semantic_only')")
         codes = getattr(codes, self.decoder_branch) if isinstance(codes, Codes) else codes
         return self._in_batches(self._decode, self._checked_codes(codes))
 
@@ -128,8 +110,9 @@ class ImageTokenizer:
         """Embeddings of texts, float32 [n, C] of unit length."""
         if isinstance(texts, str) or not len(texts) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"embed_text takes a list of at least one string, got {texts!r}")
-        with jax.set_mesh(self._mesh):
-            return _unit(self._embed_text(list(texts)))
+        if "text" not in self._tree:
+            raise ValueError(f"{self.name} was exported without its text tower; export it with one to embed texts")
+        return _unit(self._in_batches(self._embed_text, self._text_tokenizer.encode(list(texts))))
 
     def prepare(self, images: Images) -> np.ndarray:
         """The images as the model sees them: uint8 [B, R, R, 3] of the model's resolution R."""
@@ -143,12 +126,12 @@ class ImageTokenizer:
                 batch = rows[start : start + self.batch_size]
                 padding = [(0, self.batch_size - len(batch))] + [(0, 0)] * (rows.ndim - 1)
                 batch = sharding.to_global({"rows": np.pad(batch, padding)}, self._mesh)
-                parts.append(jax.device_get(step(self._state, batch["rows"])))
+                parts.append(jax.device_get(step(self._tree, batch["rows"])))
         return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(rows)], *parts)
 
     def _checked_codes(self, codes) -> np.ndarray:
-        branch, side = self.decoder_branch, self.config.model.siglip.grid
-        quantizer = self.config.model.quantizer(branch)
+        branch, side = self.decoder_branch, self.model.siglip.grid
+        quantizer = self.model.quantizer(branch)
         if codes is None:
             raise ValueError(f"got no codes (None); this model decodes its {branch} codes: decode(codes.{branch})")
         codes = np.asarray(codes)
@@ -164,18 +147,23 @@ class ImageTokenizer:
             )
         return codes.astype(np.int32)
 
-    def _encode_step(self, state: TrainState, images: jax.Array) -> dict[str, jax.Array]:
-        latents = bind(self._task.graphdef, state.params).encode(normalise(images))
-        model, side = self.config.model, self.config.model.siglip.grid
-        codes = {b: quantize(state.codebooks[b], v, model.quantizer(b)).codes for b, v in latents.vectors.items()}
+    def _encode_step(self, tree: dict, images: jax.Array) -> dict[str, jax.Array]:
+        latents = bind(self._graphdef, tree["params"]).encode(normalise(images))
+        side = self.model.siglip.grid
+        codes = {
+            b: quantize(tree["codebooks"][b], v, self.model.quantizer(b)).codes for b, v in latents.vectors.items()
+        }
         return {branch: found.reshape(-1, side, side, found.shape[-1]) for branch, found in codes.items()}
 
-    def _decode_step(self, state: TrainState, codes: jax.Array) -> jax.Array:
-        images = decode(bind(self._task.graphdef, state.params), state.codebooks, codes)
+    def _decode_step(self, tree: dict, codes: jax.Array) -> jax.Array:
+        images = decode(bind(self._graphdef, tree["params"]), tree["codebooks"], codes)
         return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
-    def _embed_step(self, state: TrainState, images: jax.Array) -> jax.Array:
-        return forward(bind(self._task.graphdef, state.params), state.codebooks, normalise(images))[0].pooled
+    def _embed_image_step(self, tree: dict, images: jax.Array) -> jax.Array:
+        return forward(bind(self._graphdef, tree["params"]), tree["codebooks"], normalise(images))[0].pooled
+
+    def _embed_text_step(self, tree: dict, ids: jax.Array) -> jax.Array:
+        return bind(self._text_tower, tree["text"])(ids)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ exit code is 1.
 """
 
 import argparse
-import dataclasses
 import hashlib
 import sys
 from collections.abc import Iterator
@@ -19,11 +18,12 @@ import numpy as np
 from PIL import Image
 
 from dualtoken_jax import api, job
-from dualtoken_jax.config import Config
+from dualtoken_jax.checkpoint import load_config
 from dualtoken_jax.data.codes import CodesHeader, Record, read_codes, write_npz, write_shards
-from dualtoken_jax.data.dataset import open_source
+from dualtoken_jax.data.dataset import DataConfig, open_source
 from dualtoken_jax.data.pictures import Picture, picture_groups
 from dualtoken_jax.data.sources import Files, Source
+from dualtoken_jax.models.dualtoken import DualTokenConfig
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -76,7 +76,7 @@ def positive(text: str) -> int:
 
 def encode_pictures(tokenizer: api.ImageTokenizer, flags: argparse.Namespace) -> tuple[int, int]:
     """Writes the codes of all usable pictures; returns how many were written and how many could not be used."""
-    source, threads = open_pictures(tokenizer.config, flags), tokenizer.config.data.threads
+    source, threads = open_pictures(flags)
     groups = picture_groups(source, tokenizer.image_size, tokenizer.batch_size, flags.limit, threads)
     problems: list[str] = []
     records = encoded(tokenizer, groups, problems)
@@ -85,19 +85,20 @@ def encode_pictures(tokenizer: api.ImageTokenizer, flags: argparse.Namespace) ->
     return write_shards(flags.output, header(tokenizer), records, flags.shards), len(problems)
 
 
-def open_pictures(config: Config, flags: argparse.Namespace) -> Source:
-    """The source that the flags name."""
+def open_pictures(flags: argparse.Namespace) -> tuple[Source, int]:
+    """The source that the flags name, and the threads that read it."""
     if flags.images:
-        return Files(flags.images)
-    data = config.data
+        return Files(flags.images), DataConfig().threads
     if flags.path:
-        data = dataclasses.replace(data, source=flags.source, path=flags.path)
-    return open_source(data, config.seed, flags.split or "all")
+        data = DataConfig(source=flags.source, path=flags.path)
+        return open_source(data, 0, flags.split or "all"), data.threads
+    config = load_config(flags.workdir)
+    return open_source(config.data, config.seed, flags.split), config.data.threads
 
 
 def encoded(tokenizer: api.ImageTokenizer, groups: Iterator[list[Picture]], problems: list[str]) -> Iterator[Record]:
     """A record (see data.codes) for every usable picture; the others are printed and added to `problems`."""
-    sizes = quantizer_sizes(tokenizer.config)
+    sizes = quantizer_sizes(tokenizer.model)
     types = {name: np.min_scalar_type(size["codes"] - 1) for name, size in sizes.items()}
     for group in groups:
         for picture in group:
@@ -118,15 +119,15 @@ def encoded(tokenizer: api.ImageTokenizer, groups: Iterator[list[Picture]], prob
 def header(tokenizer: api.ImageTokenizer) -> CodesHeader:
     """Whose codes these are."""
     digest = hashlib.blake2b(digest_size=8)
-    for branch in tokenizer.config.model.branches:
+    for branch in tokenizer.model.branches:
         digest.update(jax.device_get(tokenizer.codebooks[branch]["embedding"]).tobytes())
-    config = tokenizer.config
-    return CodesHeader(config.name, tokenizer.step, digest.hexdigest(), tokenizer.image_size, quantizer_sizes(config))
+    sizes = quantizer_sizes(tokenizer.model)
+    return CodesHeader(tokenizer.name, tokenizer.step, digest.hexdigest(), tokenizer.image_size, sizes)
 
 
-def quantizer_sizes(config: Config) -> dict[str, dict[str, int]]:
+def quantizer_sizes(model: DualTokenConfig) -> dict[str, dict[str, int]]:
     """Sizes by vocabulary, as CodesHeader has them."""
-    model, sizes = config.model, {}
+    sizes = {}
     for branch in model.branches:
         quantizer = model.quantizer(branch)
         sizes[branch] = {"codes": quantizer.codes, "depth": quantizer.depth, "grid": model.siglip.grid}

@@ -10,10 +10,11 @@ import pytest
 from conftest import python
 
 import dualtoken_jax
-from dualtoken_jax import api
-from dualtoken_jax.checkpoint import CheckpointError
+from dualtoken_jax import api, job
+from dualtoken_jax.checkpoint import CheckpointError, load_config
 from dualtoken_jax.config import ConfigError
 from dualtoken_jax.data.images import resize_crop
+from dualtoken_jax.pretrained import Pretrained
 from dualtoken_jax.tasks import make_task
 
 
@@ -50,13 +51,14 @@ def test_reconstruct_is_decode_of_encode(tokenizer, images, codes):
     np.testing.assert_array_equal(decoded, tokenizer.decode(codes))
 
 
-def test_reconstruction_is_the_one_that_evaluation_measures(tokenizer, images):
+def test_reconstruction_is_the_one_that_evaluation_measures(tokenizer, tokenizer_workdir, images):
+    config = load_config(tokenizer_workdir)
     batch = {
         "image": images[:16],
-        "text": np.zeros((16, tokenizer.config.model.siglip.text_length), np.int32),
+        "text": np.zeros((16, tokenizer.model.siglip.text_length), np.int32),
         "weight": np.ones(16, np.float32),
     }
-    found = jax.jit(make_task(tokenizer.config).eval_step)(tokenizer._state, batch)
+    found = jax.jit(make_task(config).eval_step)(job.load_state(config, tokenizer_workdir), batch)
     # Evaluation does not round to 8 bits.
     error = (tokenizer.reconstruct(images[:16]).astype(np.float32) - images[:16]) / 255
     psnr = -10 * np.log10((error**2).mean(axis=(1, 2, 3)))
@@ -167,13 +169,13 @@ def test_loading_leaves_a_running_training_alone_and_needs_no_more_than_it_says(
 
 @pytest.mark.parametrize("supervision", ["single", "semantic_only", "pixel_only"])
 def test_models_that_lack_a_vocabulary(tokenizer, images, supervision):
-    model = dataclasses.replace(tokenizer.config.model, supervision=supervision)
+    model = dataclasses.replace(tokenizer.model, supervision=supervision)
     lacking = {"single": ["pixel"], "semantic_only": ["pixel", "decoder"], "pixel_only": ["semantic"]}[supervision]
-    params = {name: value for name, value in tokenizer._state.params.items() if name not in lacking}
+    params = {name: value for name, value in tokenizer._tree["params"].items() if name not in lacking}
     if supervision == "single":  # its one codebook has two up-projections
         params["semantic"] = params["semantic"] | {"up_pixel": params["semantic"]["up"]}
-    state = tokenizer._state.replace(params=params)
-    other = api.ImageTokenizer(dataclasses.replace(tokenizer.config, model=model), state, 16)
+    tree = tokenizer._tree | {"params": params}
+    other = api.ImageTokenizer(Pretrained("other", 2, model, tree, None), 16)
     codes = other.encode(images[:2])
     assert (codes.pixel is None) == (supervision != "pixel_only")
     assert (codes.semantic is None) == (supervision == "pixel_only")
