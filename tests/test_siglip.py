@@ -12,15 +12,18 @@ from torch_packages import imported as imported_package
 
 from dualtoken_jax.interop import positions
 from dualtoken_jax.interop.files import WeightFileError, read_tensors
+from dualtoken_jax.interop.name_table import mismatches
 from dualtoken_jax.interop.released import export_siglip, import_siglip, module_shapes
+from dualtoken_jax.interop.released_names import siglip_table
 from dualtoken_jax.interop.siglip import holds_siglip, load_siglip, read_siglip_config
 from dualtoken_jax.models import bind, definition
-from dualtoken_jax.models.siglip import Siglip, SiglipConfig, TowerConfig
+from dualtoken_jax.models.siglip import Attention, Siglip, SiglipConfig, TowerConfig
 
 # As in the giant size, the text tower is the narrower one and is projected to the images' width.
 TINY = SiglipConfig(24, 8, TowerConfig(32, 3, 4, 48), TowerConfig(24, 2, 2, 40), vocabulary=50, text_length=6)
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 24, 24, 3)).astype(np.float32)
 IDS = np.random.default_rng(1).integers(0, 50, (3, 6)).astype(np.int32)
+TOWER_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _ATTENTION = "MultiHeadDotProductAttention_0"
 
 
@@ -29,12 +32,7 @@ def model():
     """transformers' SigLIP of the size of TINY, with random weights."""
 
     transformers = imported_package("transformers")
-    tower = lambda t: {  # noqa: E731
-        "hidden_size": t.width,
-        "num_hidden_layers": t.depth,
-        "num_attention_heads": t.heads,
-        "intermediate_size": t.mlp_width,
-    }
+    tower = lambda t: dict(zip(TOWER_FIELDS, dataclasses.astuple(t), strict=True))  # noqa: E731
     vision = {**tower(TINY.vision), "image_size": 24, "patch_size": 8}
     text = {**tower(TINY.text), "vocab_size": 50, "max_position_embeddings": 6, "projection_size": 32}
     model = transformers.SiglipModel(transformers.SiglipConfig(vision_config=vision, text_config=text)).eval()
@@ -174,6 +172,22 @@ def test_big_vision_layouts_hold_the_same(scan, imported, tmp_path):
     assert_same(load_siglip(file, TINY), imported)
 
 
+def test_big_vision_s_attention_computes_the_same_from_its_layout(imported):
+    """Its networks are built of flax.linen's attention, which says what each axis of a kernel means."""
+    linen = pytest.importorskip("flax.linen")
+    tensors = big_vision(imported, TINY)
+    x = np.random.default_rng(4).normal(size=(2, 9, 32)).astype(np.float32)
+    prefix = f"params/img/MAPHead_0/{_ATTENTION}/"
+    params: dict = {}
+    for name in (name for name in tensors if name.startswith(prefix)):
+        module, leaf = name.removeprefix(prefix).split("/")
+        params.setdefault(module, {})[leaf] = tensors[name]
+    theirs = linen.MultiHeadDotProductAttention(num_heads=4).apply({"params": params}, x[:, :1], x)
+    graphdef = definition(lambda rngs: Attention(32, 4, np.float32, rngs))
+    ours = bind(graphdef, imported["vision"]["head"]["attention"])(x[:, :1], x)
+    assert_close(ours, theirs, "attention of linen")
+
+
 def test_bfloat16_archives(imported, tmp_path):
     import ml_dtypes
 
@@ -286,14 +300,43 @@ def test_defaults_are_those_of_transformers(tmp_path):
         assert (tower.heads, tower.mlp_width) == (theirs.num_attention_heads, theirs.intermediate_size)
 
 
-def test_the_giant_size_is_read_with_its_projection(tmp_path):
-    """google/siglip2-giant-opt-patch16-384: vision of big_vision's g-opt, text of So400m."""
-    vision = {"hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 16, "intermediate_size": 6144}
-    text = {"hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16, "intermediate_size": 4304}
-    text |= {"vocab_size": 256_000, "projection_size": 1536}
-    write_config(tmp_path, vision_config={**vision, "image_size": 384}, text_config=text)
+# Widths, depths, heads and MLPs of big_vision's `decode_variant`.
+BASE, LARGE = TowerConfig(768, 12, 12, 3072), TowerConfig(1024, 24, 16, 4096)
+SO400M, GIANT = TowerConfig(1152, 27, 16, 4304), TowerConfig(1536, 40, 16, 6144)
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "vision", "text", "vocabulary"),
+    [
+        (224, 16, BASE, BASE, 32_000),
+        (512, 16, BASE, BASE, 256_000),
+        (384, 16, LARGE, LARGE, 256_000),
+        (384, 14, SO400M, SO400M, 32_000),
+        (256, 16, SO400M, SO400M, 256_000),
+        (384, 16, GIANT, SO400M, 256_000),
+    ],
+)
+def test_every_published_size_has_the_names_and_shapes_of_transformers(size, patch, vision, text, vocabulary, tmp_path):
+    transformers = imported_package("transformers")
+    import torch
+
+    tower = lambda t: dict(zip(TOWER_FIELDS, dataclasses.astuple(t), strict=True))  # noqa: E731
+    theirs = transformers.SiglipConfig(
+        vision_config={**tower(vision), "image_size": size, "patch_size": patch},
+        text_config={**tower(text), "vocab_size": vocabulary, "projection_size": vision.width},
+    )
+    with torch.device("meta"):
+        tensors = transformers.SiglipModel(theirs).state_dict()
+    theirs.save_pretrained(tmp_path)
     config = read_siglip_config(tmp_path)
-    assert config == SiglipConfig(384, 16, TowerConfig(1536, 40, 16, 6144), vocabulary=256_000)
+    assert config == SiglipConfig(size, patch, vision, text, vocabulary)
+    # Zeros that take no memory.
+    tensors = {name: np.broadcast_to(np.float32(0), tuple(tensor.shape)) for name, tensor in tensors.items()}
+    assert mismatches(siglip_table(config), tensors, module_shapes(Siglip, config)) == []
+
+
+def test_the_giant_size_projects_its_texts_to_the_images_width():
+    config = SiglipConfig(384, 16, GIANT, SO400M, vocabulary=256_000)
     giant = definition(lambda rngs: Siglip(config, rngs))
     ids = jax.ShapeDtypeStruct((2, 64), np.int32)
     texts = jax.eval_shape(lambda params, ids: bind(giant, params).text(ids), module_shapes(Siglip, config), ids)

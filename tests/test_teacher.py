@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import tiny_config
-from test_siglip import big_vision
+from test_siglip import TOWER_FIELDS, big_vision
 from test_text import gemma, spiece  # noqa: F401  fixtures
 
 import dualtoken_jax
@@ -28,12 +28,7 @@ def published(config, folder, tokenizer):
     draw = lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32)  # noqa: E731
     params = jax.tree.map(draw, module_shapes(Siglip, siglip))
     save_file(export_siglip(params, siglip), folder / "model.safetensors")
-    tower = lambda t: {  # noqa: E731
-        "hidden_size": t.width,
-        "num_hidden_layers": t.depth,
-        "num_attention_heads": t.heads,
-        "intermediate_size": t.mlp_width,
-    }
+    tower = lambda t: dict(zip(TOWER_FIELDS, dataclasses.astuple(t), strict=True))  # noqa: E731
     vision = {**tower(siglip.vision), "image_size": siglip.image_size, "patch_size": siglip.patch_size}
     text = {**tower(siglip.text), "vocab_size": siglip.vocabulary, "max_position_embeddings": siglip.text_length}
     values = {"model_type": "siglip", "vision_config": vision, "text_config": text}
