@@ -1,14 +1,13 @@
 """A published SigLIP as the teacher, with its tokenizer: what reaches the run, what the workdir keeps, the errors."""
 
 import dataclasses
-import json
 import shutil
 
 import jax
 import numpy as np
 import pytest
 from conftest import tiny_config
-from test_siglip import TOWER_FIELDS, big_vision
+from siglip_files import big_vision, random_params, write_huggingface
 from test_text import gemma, spiece  # noqa: F401  fixtures
 
 import dualtoken_jax
@@ -16,25 +15,6 @@ from dualtoken_jax import job
 from dualtoken_jax.checkpoint import keep_tokenizer, load_frozen, with_kept_tokenizer
 from dualtoken_jax.config import ConfigError, check
 from dualtoken_jax.data.text import open_tokenizer
-from dualtoken_jax.interop.released import export_siglip, module_shapes
-from dualtoken_jax.models.siglip import Siglip
-
-
-def published(config, folder, tokenizer):
-    """Writes random weights as a Hugging Face folder with its tokenizer; returns the parameters."""
-    from safetensors.numpy import save_file
-
-    siglip, rng = config.model.siglip, np.random.default_rng(0)
-    draw = lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32)  # noqa: E731
-    params = jax.tree.map(draw, module_shapes(Siglip, siglip))
-    save_file(export_siglip(params, siglip), folder / "model.safetensors")
-    tower = lambda t: dict(zip(TOWER_FIELDS, dataclasses.astuple(t), strict=True))  # noqa: E731
-    vision = {**tower(siglip.vision), "image_size": siglip.image_size, "patch_size": siglip.patch_size}
-    text = {**tower(siglip.text), "vocab_size": siglip.vocabulary, "max_position_embeddings": siglip.text_length}
-    values = {"model_type": "siglip", "vision_config": vision, "text_config": text}
-    (folder / "config.json").write_text(json.dumps(values))
-    shutil.copy(tokenizer, folder)
-    return params
 
 
 @pytest.fixture
@@ -43,7 +23,9 @@ def teacher(spiece, tmp_path):  # noqa: F811
     folder = tmp_path / "published"
     folder.mkdir()
     config = tiny_config()
-    params = published(config, folder, spiece)
+    params = random_params(config.model.siglip)
+    write_huggingface(folder, params, config.model.siglip)
+    shutil.copy(spiece, folder)
     named = dataclasses.replace(config.teacher, path=str(folder), train=None, optimizer=None)
     return check(dataclasses.replace(config, teacher=named, tokenizer=str(folder))), folder, params
 
