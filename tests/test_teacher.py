@@ -12,7 +12,7 @@ from test_text import gemma, spiece  # noqa: F401  fixtures
 
 import dualtoken_jax
 from dualtoken_jax import job
-from dualtoken_jax.checkpoint import keep_tokenizer, load_frozen, with_kept_tokenizer
+from dualtoken_jax.checkpoint import claim_workdir, keep_tokenizer, load_frozen, with_kept_tokenizer
 from dualtoken_jax.config import ConfigError, check
 from dualtoken_jax.data.text import open_tokenizer
 
@@ -78,6 +78,24 @@ def test_the_workdir_keeps_the_tokenizer_and_needs_the_original_no_more(teacher,
     job.preflight(config, workdir)  # the same command again
     with pytest.raises(FileNotFoundError, match="tokenizer: there is no file or folder .*published; SigLIP's spiece"):
         job.preflight(config, tmp_path / "another run")
+
+
+def test_another_tokenizer_named_before_training_replaces_the_copy(teacher, gemma, tmp_path):  # noqa: F811
+    config, _, _ = teacher
+
+    def start(config):
+        claim_workdir(config, tmp_path / "run")
+        keep_tokenizer(config, tmp_path / "run")
+
+    kept = tmp_path / "run" / "tokenizer"
+    names = lambda: [file.name for file in kept.iterdir()]  # noqa: E731
+    start(config)
+    assert names() == ["spiece.model"]
+    start(dataclasses.replace(config, tokenizer=str(gemma)))
+    assert names() == ["tokenizer.json"]
+    words = dataclasses.replace(config, tokenizer="")
+    start(words)
+    assert not kept.exists() and with_kept_tokenizer(words, tmp_path / "run") == words
 
 
 def test_a_tokenizer_of_another_text_tower_is_refused_before_anything_is_trained(teacher, gemma, tmp_path):  # noqa: F811
