@@ -1,5 +1,6 @@
 """DualToken training: one forward pass, gradients at its outputs, one backward pass (METHOD: losses)."""
 
+import dataclasses
 from functools import partial
 from typing import NamedTuple
 
@@ -70,7 +71,7 @@ class Tokenizer:
     def check_parameters(self) -> None:
         """Raises ValueError for a model that cannot be built, or a frozen or slow module that it does not have."""
         params = jax.eval_shape(partial(init_params, self.make), jax.random.key(0))
-        trainable(params, self.config.freeze)
+        self._masks(params)
         update_scales(params, self.config.optimizer)
 
     def train_step(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -219,7 +220,7 @@ class Tokenizer:
 
     def _apply(self, state, gradients, codebooks, adversary):
         """The state after this step's updates, and the norm of the gradients."""
-        masks = trainable(state.params, self.config.freeze)
+        masks = self._masks(state.params)
         gradients = scaled(gradients, masks)
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.params)
         updates = scaled(scaled(updates, masks), update_scales(state.params, self.config.optimizer))
@@ -229,6 +230,13 @@ class Tokenizer:
         if adversary is not None:
             new = new.replace(discriminator=adversary[0], discriminator_optimizer=adversary[1])
         return new, optax.global_norm(gradients)
+
+    def _masks(self, params):
+        """What trains. A frozen branch without projections has a codebook to freeze, and no parameter."""
+        freeze, empty = self.config.freeze, set(self.config.model.branches) - set(params)
+        return trainable(
+            params, dataclasses.replace(freeze, modules=tuple(m for m in freeze.modules if m not in empty))
+        )
 
     def _teach(self, frozen, images) -> Teaching:
         vision, layer = bind(self.siglip, frozen["siglip"]).vision, self.config.model.semantic_layer
