@@ -231,5 +231,5 @@ def test_every_problem_is_reported_at_once():
 
 def test_configurations_that_the_released_code_lacks_are_refused():
     for options in ({"supervision": "single"}, {"projection": "linear"}, {"decoder": DecoderConfig("transformer")}):
-        with pytest.raises(ValueError, match=r"the released checkpoint format has \S+ '\w+' only, got"):
+        with pytest.raises(ValueError, match=r"the released checkpoint format has only \S+ '\w+', not"):
             released.import_released({}, DualTokenConfig(**options))

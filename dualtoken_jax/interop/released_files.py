@@ -5,7 +5,7 @@ from typing import Literal
 
 from dualtoken_jax.interop.files import INDEX, SINGLE, WeightFileError, read_tensors
 from dualtoken_jax.interop.name_table import StateDict
-from dualtoken_jax.interop.output import write_json, write_safetensors
+from dualtoken_jax.interop.output import copy_tokenizer, write_json, write_safetensors
 from dualtoken_jax.interop.released import (
     current_names,
     export_released,
@@ -52,15 +52,21 @@ def _weight_file(folder: Path) -> Path:
 
 
 def write_released(
-    folder: Path, config: DualTokenConfig, tree: dict, siglip: dict, name: str, file: Literal["pt", "safetensors"]
+    folder: Path,
+    config: DualTokenConfig,
+    tree: dict,
+    siglip: dict,
+    name: str,
+    tokenizer: str,
+    file: Literal["pt", "safetensors"],
 ) -> None:
     """Fills `folder` with the weights, a config.json and the folder `siglip` that the released code builds on.
 
-    `siglip`: parameters of `Siglip`, the teacher. Without a text tower in `tree` the state dict lacks its tensors, and
-    the released code loads it with `strict=False` only.
+    `siglip`: parameters of `Siglip`, the teacher; `tokenizer`: folder of its tokenizer's file, or ''. Without a text
+    tower in `tree` the state dict lacks its tensors, and the released code loads it with `strict=False` only.
 
-    The format has no place for the raw weights beside averaged ones, the optimizer's moments, the discriminator and
-    the LPIPS network; nor for the settings that `released_config_json` lists.
+    The format has no place for the scenes' word tokenizer, the raw weights beside averaged ones, the optimizer's
+    moments, the discriminator and the LPIPS network; nor for the settings that `released_config_json` lists.
 
     Raises ValueError for a model that the released code does not have, WeightFileError for .pt without torch.
     """
@@ -74,6 +80,8 @@ def write_released(
     write_json(folder / _SIGLIP / CONFIG, huggingface_config(config.siglip))
     teacher = (export_siglip if "text" in tree else export_siglip_vision)(siglip, config.siglip)
     write_safetensors(folder / _SIGLIP / SINGLE, teacher)
+    if tokenizer:
+        copy_tokenizer(Path(tokenizer), folder / _SIGLIP, config.siglip.text_length)
 
 
 def _write_torch(file: Path, tensors: StateDict, name: str) -> None:
