@@ -18,6 +18,7 @@ from dualtoken_jax.interop.huggingface import Export, write_export
 from dualtoken_jax.interop.model_card import model_card
 from dualtoken_jax.interop.output import new_folder
 from dualtoken_jax.interop.released_files import write_released
+from dualtoken_jax.interop.released_names import released_table
 from dualtoken_jax.pretrained import open_workdir
 
 
@@ -46,7 +47,10 @@ def _parser() -> argparse.ArgumentParser:
 def export(flags: argparse.Namespace) -> None:
     """Writes the export that the flags name."""
     with new_folder(flags.output) as folder:
-        config, found = load_config(flags.workdir), open_workdir(flags.workdir, flags.weights)
+        config = load_config(flags.workdir)
+        if flags.format == "released" and config.task == "tokenizer":
+            released_table(config.model)  # before gigabytes are read
+        found = open_workdir(flags.workdir, flags.weights)
         tokenizer = with_kept_tokenizer(config, flags.workdir).tokenizer
         if flags.without_text:
             tree = {name: found.tree[name] for name in ("params", "codebooks")}
