@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dualtoken_jax.config import from_dict
+from dualtoken_jax.data.words import WordTokenizer
 from dualtoken_jax.interop.files import WeightFileError, read_tensors
 from dualtoken_jax.interop.name_table import Entry, to_state_dict, to_tree
-from dualtoken_jax.interop.output import copy_tokenizer, write_json, write_shards
+from dualtoken_jax.interop.output import write_json, write_shards
 from dualtoken_jax.interop.released import has_text, model_shapes
 from dualtoken_jax.interop.released_names import model_table
+from dualtoken_jax.interop.tokenizer_files import copy_tokenizer
 from dualtoken_jax.models.dualtoken import DualTokenConfig
 
 CONFIG = "config.json"
@@ -82,6 +84,10 @@ def read_export(path: str | Path) -> Export:
         name, step = source["recipe"], source["step"]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise WeightFileError(f"{path / CONFIG} is damaged or of another program: {error!r}; export again") from error
+    if words is not None and words != WordTokenizer(1).words:
+        raise WeightFileError(
+            f"{path} was exported with another list of words, so texts would get wrong ids; export again"
+        )
     tensors = read_tensors(path)
     if has_text(tensors) != text:
         raise WeightFileError(f"{path}: config.json says text_tower {text}, its weights do not; export again")

@@ -47,9 +47,9 @@ def _usage(model: DualTokenConfig, words: bool, text: bool):
         lines.append("text_embedding = model.embed_text(model.tokenize([TEXT]))")
     elif text:
         lines += [
-            "tokenizer = AutoTokenizer.from_pretrained(FOLDER)",
+            "tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)",
             f'settings = {{"padding": "max_length", "truncation": True, "max_length": {model.siglip.text_length}}}',
-            'input_ids = tokenizer([TEXT.lower()], return_tensors="pt", **settings).input_ids',
+            'input_ids = tokenizer([TEXT], return_tensors="pt", **settings).input_ids',
             "text_embedding = model.embed_text(input_ids)",
         ]
     return "## Use\n\n```python\n" + "\n".join(lines) + "\n```"

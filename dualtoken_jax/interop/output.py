@@ -12,22 +12,6 @@ from safetensors.numpy import save_file
 from dualtoken_jax.interop.files import INDEX, SINGLE
 from dualtoken_jax.interop.name_table import StateDict
 
-_TOKENIZERS = {  # file → what AutoTokenizer is told of it, unless the folder brings a tokenizer_config.json
-    "spiece.model": {
-        "tokenizer_class": "SiglipTokenizer",
-        "do_lower_case": True,
-        "eos_token": "</s>",
-        "pad_token": "</s>",
-        "unk_token": "<unk>",
-        "model_input_names": ["input_ids"],
-    },
-    "tokenizer.json": {
-        "tokenizer_class": "Siglip2Tokenizer",
-        "padding_side": "right",
-        "model_input_names": ["input_ids"],
-    },
-}
-
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
@@ -84,12 +68,3 @@ def _shards(tensors, max_bytes):
 def write_json(file: Path, content: dict) -> None:
     """Indented, with a newline at the end."""
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def copy_tokenizer(source: Path, folder: Path, length: int) -> None:
-    """All files of a tokenizer's folder, and what AutoTokenizer needs beside them."""
-    for file in sorted(file for file in source.iterdir() if file.is_file()):
-        shutil.copy(file, folder / file.name)
-    for name, settings in _TOKENIZERS.items():
-        if (folder / name).exists() and not (folder / "tokenizer_config.json").exists():
-            write_json(folder / "tokenizer_config.json", settings | {"model_max_length": length})

@@ -5,7 +5,7 @@ from typing import Literal
 
 from dualtoken_jax.interop.files import INDEX, SINGLE, WeightFileError, read_tensors
 from dualtoken_jax.interop.name_table import StateDict
-from dualtoken_jax.interop.output import copy_tokenizer, write_json, write_safetensors
+from dualtoken_jax.interop.output import write_json, write_safetensors
 from dualtoken_jax.interop.released import (
     current_names,
     export_released,
@@ -15,6 +15,7 @@ from dualtoken_jax.interop.released import (
 )
 from dualtoken_jax.interop.released_config import read_released_config, released_config_json
 from dualtoken_jax.interop.siglip_config import huggingface_config
+from dualtoken_jax.interop.tokenizer_files import copy_tokenizer
 from dualtoken_jax.models.dualtoken import DualTokenConfig
 
 CONFIG = "config.json"
@@ -62,7 +63,7 @@ def write_released(
 ) -> None:
     """Fills `folder` with the weights, a config.json and the folder `siglip` that the released code builds on.
 
-    `siglip`: parameters of `Siglip`, the teacher; `tokenizer`: folder of its tokenizer's file, or ''. Without a text
+    `siglip`: parameters of `Siglip`, the teacher; `tokenizer`: file of its tokenizer or folder with it, or ''. Without a text
     tower in `tree` the state dict lacks its tensors, and the released code loads it with `strict=False` only.
 
     The format has no place for the scenes' word tokenizer, the raw weights beside averaged ones, the optimizer's
