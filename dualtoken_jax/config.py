@@ -45,12 +45,15 @@ class LossConfig:
     commitment_semantic: float = 5.0
     mse: float = 5.0
     perceptual: float = 1.0
+    # Gram matrices of the perceptual network's features: texture without a GAN (AToken, arXiv 2509.14476)
+    gram: float = 0.0
     generator: float = 0.75
     generator_weight: Literal["adaptive", "constant"] = "adaptive"  # times w, or times 1
     discriminator: Literal["leaky_hinge", "hinge"] = "leaky_hinge"
     discriminator_start: int = 20_000  # step from which the discriminator trains and counts
     discriminator_settled: int = 40_000  # step from which its loss is scaled by 0.75
-    perceptual_network: Literal["lpips", "teacher"] = "lpips"  # VGG16 LPIPS, or shallow hidden states of the teacher
+    # of `perceptual` and `gram`: VGG16 LPIPS, or shallow hidden states of the teacher
+    perceptual_network: Literal["lpips", "teacher"] = "lpips"
     # A file with the VGG16 trunk and the LPIPS linear layers, or a folder with torchvision's vgg16 .pth and the lpips
     # package's (or taming-transformers') vgg.pth; see interop/lpips.py for the layouts.
     lpips_path: str = ""
@@ -59,6 +62,11 @@ class LossConfig:
     def adversarial(self) -> bool:
         """Whether there is a discriminator at all."""
         return self.generator > 0
+
+    @property
+    def perceives(self) -> bool:
+        """Whether a term reads the perceptual network."""
+        return self.perceptual > 0 or self.gram > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,20 +243,14 @@ def _tokenizer_requirements(config):
         (f"model.semantic_layer {model.semantic_layer} must be the deepest tap, got taps {taps}"),
     )
     for branch in model.branches:
-        quantizer = model.quantizer(branch)
-        enough = quantizer.depth >= 1 and quantizer.codes >= 2 and quantizer.width >= 1
-        yield enough, f"model.{branch} needs depth ≥ 1, codes ≥ 2 and width ≥ 1"
-        yield (
-            not enough or model.projection != "attention" or model.siglip.vision.width % quantizer.width == 0,
-            (f"model.{branch}.width {quantizer.width} must divide the tower's width {model.siglip.vision.width}"),
-        )
+        yield from _quantizer_requirements(model, branch)
     if model.reconstructs:
         yield from _decoder_requirements(model)
         yield (
-            loss.perceptual == 0 or loss.perceptual_network == "teacher" or loss.lpips_path,
+            not loss.perceives or loss.perceptual_network == "teacher" or loss.lpips_path,
             (
                 "loss.perceptual_network 'lpips' needs loss.lpips_path, a weight file; without one use "
-                "loss.perceptual_network='teacher' or loss.perceptual=0"
+                "loss.perceptual_network='teacher', or loss.perceptual=0 and loss.gram=0"
             ),
         )
     trains = config.teacher.train and config.teacher.optimizer
@@ -263,6 +265,36 @@ def _tokenizer_requirements(config):
             branch not in ("pixel", "semantic") or branch in model.branches,
             f"freeze.modules names {name!r}, which supervision {model.supervision!r} does not have",
         )
+
+
+def _quantizer_requirements(model, branch):
+    quantizer, tower, name = model.quantizer(branch), model.siglip.vision.width, f"model.{branch}"
+    enough = quantizer.depth >= 1 and quantizer.codes >= 2 and quantizer.width >= 1
+    yield enough, f"{name} needs depth ≥ 1, codes ≥ 2 and width ≥ 1"
+    channels, product = max(quantizer.channels, 1), quantizer.kind == "product"
+    stated = f"{name}.width {quantizer.width}" + (f" × depth {quantizer.depth} = {channels}" if product else "")
+    yield (
+        model.projection != "attention" or max(tower, channels) % min(tower, channels) == 0,
+        f"{stated} must divide the tower's width {tower}, or be a multiple of it",
+    )
+    yield (
+        model.projection != "none" or channels == tower,
+        f"{stated} must equal the tower's width {tower} where model.projection is 'none'",
+    )
+    yield (
+        not (product and quantizer.shared_codebook),
+        f"{name}.kind 'product' has a codebook for each group: set {name}.shared_codebook=False",
+    )
+    yield (
+        not quantizer.normalise or product or quantizer.depth == 1,
+        f"{name}.normalise needs unit vectors, which the residuals of depth 2 … {quantizer.depth} are not: "
+        f"set {name}.kind='product', or {name}.depth=1",
+    )
+    yield (
+        quantizer.codebook_update != "per_step_aliased" or not (product or quantizer.normalise),
+        f"{name}.codebook_update 'per_step_aliased' is about residuals of codes that are not normalised: "
+        f"use 'per_step'",
+    )
 
 
 def _decoder_requirements(model):

@@ -114,14 +114,14 @@ def frozen_weights(config: Config, workdir: Path) -> dict:
     frozen = {"siglip": teacher_weights(config, workdir)}
     if _needs_lpips(config):
         frozen["lpips"] = load_lpips(config.loss.lpips_path)
-    elif config.loss.perceptual > 0:
+    elif config.model.reconstructs and config.loss.perceives:
         log.info("no LPIPS weights: the perceptual term is the distance of the teacher's first hidden states")
     return frozen
 
 
 def _needs_lpips(config: Config) -> bool:
     loss = config.loss
-    return config.model.reconstructs and loss.perceptual > 0 and loss.perceptual_network == "lpips"
+    return config.model.reconstructs and loss.perceives and loss.perceptual_network == "lpips"
 
 
 def earlier_stage(config: Config) -> dict:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from dualtoken_jax import job, sharding
 from dualtoken_jax.checkpoint import CheckpointError, load_config, with_kept_tokenizer
@@ -21,17 +21,20 @@ class Pretrained(NamedTuple):
     text_tokenizer: Any  # has encode(list[str]) → int32 [n, length]; None where there is no text tower
 
 
-def open_workdir(workdir: Path) -> Pretrained:
-    """The newest checkpoint of a finished or running tokenizer run, with averaged weights where it keeps an average.
+def open_workdir(workdir: Path, weights: Literal["ema", "raw"] | None = None) -> Pretrained:
+    """The newest checkpoint of a finished or running tokenizer run.
 
+    `weights`: the moving average, or the raw ones; None takes the average where the run keeps one.
     Reads config.json, the newest checkpoint, `frozen/` and `tokenizer/`; changes nothing, whatever the devices of the
     training.
 
     Raises:
-      ConfigError: no workdir, or one of another task.
+      ConfigError: no workdir, one of another task, or one without the average that was asked for.
       CheckpointError: nothing is saved there yet.
     """
     config = dataclasses.replace(load_config(workdir), mesh=sharding.MeshConfig())
+    if weights == "ema" and config.train.ema_decay is None:
+        raise ConfigError(f"{workdir} keeps no average of its weights (train.ema_decay None); ask for the raw ones")
     if config.task != "tokenizer":
         raise ConfigError(
             f"{workdir} holds a {config.task} run, which has no codes; give the workdir of a tokenizer run"
@@ -44,7 +47,7 @@ def open_workdir(workdir: Path) -> Pretrained:
     # The moments and the discriminator are as large as the model, and nothing here reads them.
     state = job.load_state(config, workdir)
     siglip = state.frozen["siglip"]
-    tree = {"params": state.averaged, "codebooks": state.codebooks}
+    tree = {"params": state.params if weights == "raw" else state.averaged, "codebooks": state.codebooks}
     tree |= {name: siglip[name] for name in ("text", "logit_scale", "logit_bias")}
-    captions = open_tokenizer(with_kept_tokenizer(config, workdir).tokenizer, config.model.siglip.text_length)
-    return Pretrained(config.name, int(state.step), config.model, tree, captions)
+    tokenizer = open_tokenizer(with_kept_tokenizer(config, workdir).tokenizer, config.model.siglip.text_length)
+    return Pretrained(config.name, int(state.step), config.model, tree, tokenizer)

@@ -103,7 +103,9 @@ def test_quantizers(ours, theirs, imported, branch):
     given = theirs[f"trace.quantizer_{short}.out"]
     assert_close(quantized.output[:1].reshape(given.shape), given, f"{branch} quantized")
     assert_close(quantized.commitment, theirs[f"quant_loss_{short}"], f"{branch} commitment")
-    sums = embed_codes(imported["codebooks"][branch], theirs[f"code_{short}"].astype(np.int32))
+    sums = embed_codes(
+        imported["codebooks"][branch], theirs[f"code_{short}"].astype(np.int32), CONFIG.quantizer(branch)
+    )
     given = theirs[f"embed_with_depth_{short}"]  # not cumulative there
     assert_close(jnp.diff(sums[:1], axis=-2, prepend=0), given, f"{branch} embedded codes")
 
@@ -207,7 +209,7 @@ def test_names_and_shapes_of_the_released_configurations(file, config):
         name, *shape = line.split()
         tensors[name] = np.broadcast_to(np.float32(0), [int(side) for side in shape])
     assert len(tensors) > 1200
-    assert mismatches(released.released_table(config), tensors, released.released_shapes(config)) == []
+    assert mismatches(released.released_table(config), tensors, released.model_shapes(config)) == []
 
 
 def test_every_problem_is_reported_at_once():
@@ -229,5 +231,5 @@ def test_every_problem_is_reported_at_once():
 
 def test_configurations_that_the_released_code_lacks_are_refused():
     for options in ({"supervision": "single"}, {"projection": "linear"}, {"decoder": DecoderConfig("transformer")}):
-        with pytest.raises(ValueError, match=r"the released checkpoint format has \S+ '\w+' only, got"):
+        with pytest.raises(ValueError, match=r"the released checkpoint format has only \S+ '\w+', not"):
             released.import_released({}, DualTokenConfig(**options))

@@ -28,6 +28,11 @@ class WordTokenizer:
         self._ids = {word: _FIRST_WORD + i for i, word in enumerate(words)}
 
     @property
+    def words(self) -> list[str]:
+        """The known words in the order of their ids, which begin after those of the bytes."""
+        return list(self._ids)
+
+    @property
     def vocabulary(self) -> int:
         """Number of ids."""
         return _FIRST_WORD + len(self._ids)

@@ -39,6 +39,8 @@ def explain(name: str) -> str:
         if name.endswith(task):
             view = _VIEWS.get(name.removesuffix(task), "")
             return meaning if task == "zero_shot_chance" else f"{meaning}; {view}"
+    if name.startswith("residual_energy_"):
+        return f"{name.removeprefix('residual_energy_')} branch: share of z's energy that its codes do not carry"
     kind, _, branch = name.removeprefix("codebook_").partition("_")
     if kind not in _CODEBOOK:
         return ""

@@ -45,7 +45,7 @@ def measure(task, state, config: Config, mesh) -> Measurement:
     if "reconstruction" in collected["embeddings"]:
         results["frechet_teacher"] = _frechet(collected)
     for branch, counts in collected["codes"].items():
-        results |= _codebook(branch, counts)
+        results |= _codebook(branch, counts, config.model.quantizer(branch).shared_codebook)
     results |= bit_rates(config)
     images = collected["image"]
     labels, embeddings = collected["label"][: len(images)], collected["embeddings"]["image"][: len(images)]
@@ -146,8 +146,8 @@ def _frechet(collected) -> float:
     return frechet_distance(*pair)
 
 
-def _codebook(branch: str, counts: np.ndarray) -> dict[str, Any]:
-    found = metrics.codebook_statistics(counts)
+def _codebook(branch: str, counts: np.ndarray, shared: bool) -> dict[str, Any]:
+    found = metrics.codebook_statistics(counts, shared)
     results: dict[str, Any] = {}
     for name, value in found["overall"].items():
         results[f"codebook_{name}_{branch}"] = value

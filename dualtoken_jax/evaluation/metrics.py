@@ -102,20 +102,20 @@ def code_counts(codes: Int[Array, "B h w D"], size: int, weight: Float[Array, " 
     return jax.vmap(count, in_axes=-1)(codes.reshape(-1, codes.shape[-1]))  # [D, K]
 
 
-def codebook_statistics(counts: np.ndarray) -> dict[str, dict[str, float | np.ndarray]]:
+def codebook_statistics(counts: np.ndarray, shared: bool = True) -> dict[str, dict[str, float | np.ndarray]]:
     """How well a codebook is used, from counts [D, K] of an evaluation set.
 
     `use` is the fraction of codes met at least once, `perplexity` exp(entropy): K if uniform, 1 for one code; `kl` is
-    the divergence from uniform in nats. `per_depth` holds arrays [D]; `overall` pools the depths and means something
-    only if they share one codebook. With few tokens per code `use` and `perplexity` come out low: state how many there
-    were. Raises ValueError if a depth counted nothing.
+    the divergence from uniform in nats. `per_depth` holds arrays [D]; `overall` is of the K codes that all depths
+    share, or of D·K where each depth has its own (not `shared`). With few tokens per code `use` and `perplexity` come
+    out low: state how many there were. Raises ValueError if a depth counted nothing.
     """
     counts = np.asarray(counts, np.float64)
     if (empty := np.flatnonzero(counts.sum(axis=1) <= 0)).size:
         raise ValueError(
             f"depths {empty.tolist()} of {len(counts)} counted no code; accumulate counts before reading statistics"
         )
-    overall = _usage(counts.sum(axis=0, keepdims=True))
+    overall = _usage(counts.sum(axis=0, keepdims=True) if shared else counts.reshape(1, -1))
     return {"per_depth": _usage(counts), "overall": {name: float(value[0]) for name, value in overall.items()}}
 
 

@@ -123,7 +123,9 @@ def _headlines(config: Config, results: Mapping[str, Any]):
 
 def _perplexity(config: Config, results: Mapping[str, Any], branch: str) -> str:
     value = results.get(f"codebook_perplexity_{branch}", 0)
-    return f"{value:,.0f} of {config.model.quantizer(branch).codes:,} effectively"
+    quantizer = config.model.quantizer(branch)
+    codes = quantizer.codes * (1 if quantizer.shared_codebook else quantizer.depth)
+    return f"{value:,.0f} of {codes:,} effectively"
 
 
 def _all_bits(results: Mapping[str, Any]) -> str:

@@ -19,34 +19,60 @@ from dualtoken_jax.models.quantizer import QuantizerConfig
 from dualtoken_jax.models.siglip import SiglipConfig
 
 
-def released_table(config: DualTokenConfig) -> list[Entry]:
-    """Every tensor of the released state dict; raises ValueError for what the released code does not have."""
-    _check(config)
-    table = part("siglip_model", "", siglip_table(config.siglip, "params.vision", "text"))
-    for branch, short in (("semantic", "sem"), ("pixel", "pix")):
-        table += part(f"prequant_{short}", f"params.{branch}.down", _projection())
-        table += part(f"postquant_{short}", f"params.{branch}.up", _projection())
-        table += _codebooks(f"quantizer_{short}", f"codebooks.{branch}", config.quantizer(branch))
+def released_table(config: DualTokenConfig, text: bool = True) -> list[Entry]:
+    """Every tensor of the released state dict; raises ValueError with all that the released code does not have."""
+    wrong = [
+        f"{field} {wanted!r}, not {value!r}"
+        for field, value, wanted in (
+            ("supervision", config.supervision, "dual"),
+            ("projection", config.projection, "attention"),
+            ("post_attention", config.post_attention, "causal"),
+            ("decoder.kind", config.decoder.kind, "convolutional"),
+            ("decoder.groups", config.decoder.groups, 32),
+            ("pixel.kind", config.pixel.kind, "residual"),
+            ("semantic.kind", config.semantic.kind, "residual"),
+            ("pixel.normalise", config.pixel.normalise, False),
+            ("semantic.normalise", config.semantic.normalise, False),
+        )
+        if value != wanted
+    ]
+    wrong += ["a shortcut_layer"] if config.shortcut_layer is None else []
+    if wrong:
+        raise ValueError(f"the released checkpoint format has only {', '.join(wrong)}; huggingface's has all")
+    return model_table(config, text)
+
+
+def model_table(config: DualTokenConfig, text: bool = True) -> list[Entry]:
+    """Every tensor of any model that the config can describe, of torch_model.py; the released names where it has one.
+
+    `text`: whether the text tower with the logits' scale and bias is there.
+    """
+    table = part("siglip_model.vision_model", "params.vision", _vision_tower(config.siglip.vision.depth))
+    table += part("siglip_model", "", _text_model(config.siglip)) if text else []
+    short = {"semantic": "sem", "pixel": "pix"}
+    for branch in config.branches:
+        table += part(f"prequant_{short[branch]}", f"params.{branch}.down", _projection(config.projection))
+        table += part(f"postquant_{short[branch]}", f"params.{branch}.up", _projection(config.projection))
+        table += _codebooks(f"quantizer_{short[branch]}", f"codebooks.{branch}", config.quantizer(branch))
+    if config.supervision == "single":
+        table += part("postquant_pix", "params.semantic.up_pixel", _projection(config.projection))
     if config.has_shortcut:
-        table += part("prequant_shortcut", "params.pixel.shortcut", _projection())
+        table += part("prequant_shortcut", "params.pixel.shortcut", _projection(config.projection))
+    if not config.reconstructs:
+        return table
+    if config.decoder.kind == "transformer":
+        return table + part("decoder", "params.decoder", _transformer_decoder(config.decoder.depth))
     return table + _decoder(config.decoder, config.siglip.vision.width)
 
 
-def _check(config):
-    for field, value, wanted in (
-        ("supervision", config.supervision, "dual"),
-        ("projection", config.projection, "attention"),
-        ("decoder.kind", config.decoder.kind, "convolutional"),
-    ):
-        if value != wanted:
-            raise ValueError(f"the released checkpoint format has {field} {wanted!r} only, got {value!r}")
+def siglip_table(config: SiglipConfig) -> list[Entry]:
+    """Hugging Face's SigLIP."""
+    return _text_model(config) + part("vision_model", "vision", _vision_tower(config.vision.depth))
 
 
-def siglip_table(config: SiglipConfig, vision: str = "vision", text: str = "text") -> list[Entry]:
-    """Hugging Face's SigLIP; `vision` and `text` are the paths of the towers."""
+def _text_model(config):
     table = [Entry("logit_scale", ("logit_scale",)), Entry("logit_bias", ("logit_bias",))]
-    table += part("text_model", text, _text_tower(config.text.depth))
-    return table + part("vision_model", vision, _vision_tower(config.vision.depth))
+    return table + part("text_model", "text", _text_tower(config.text.depth))
 
 
 def discriminator_table() -> list[Entry]:
@@ -97,7 +123,11 @@ def _layers(depth):
     return [entry for i in range(depth) for entry in part(f"encoder.layers.{i}", "encoder.layers", layer, index=i)]
 
 
-def _projection():
+def _projection(kind: str) -> list[Entry]:
+    if kind == "none":
+        return []
+    if kind == "linear":
+        return [Entry("weight", ("kernel",), KERNEL), Entry("bias", ("bias",))]
     return [
         *norm("norm1", "norm1"),
         Entry("attn.qkv.weight", ("qkv.kernel",), KERNEL),
@@ -127,6 +157,16 @@ def _codebooks(name: str, path: str, config: QuantizerConfig) -> list[Entry]:
         entries = part(f"{name}.codebooks.{depth}", path, book, index=0 if alias else depth)
         table += [dataclasses.replace(entry, alias=alias) for entry in entries]
     return table
+
+
+def _transformer_decoder(depth):
+    return [
+        *linear("linear_in", "linear_in"),
+        Entry("position_embedding.weight", ("position_embedding",)),
+        *_layers(depth),
+        *norm("norm_out", "norm_out"),
+        *linear("linear_out", "linear_out"),
+    ]
 
 
 def _decoder(config: DecoderConfig, width: int) -> list[Entry]:

@@ -51,6 +51,25 @@ def read_huggingface_config(folder: str | Path) -> SiglipConfig:
     )
 
 
+def huggingface_config(config: SiglipConfig) -> dict:
+    """What `read_huggingface_config` reads, as transformers' SiglipModel wants it."""
+    vision, text = (
+        {
+            "model_type": f"siglip_{name}_model",
+            "hidden_size": tower.width,
+            "num_hidden_layers": tower.depth,
+            "num_attention_heads": tower.heads,
+            "intermediate_size": tower.mlp_width,
+        }
+        for name, tower in (("vision", config.vision), ("text", config.text))
+    )
+    vision |= {"image_size": config.image_size, "patch_size": config.patch_size}
+    text |= {"vocab_size": config.vocabulary, "max_position_embeddings": config.text_length}
+    text["projection_size"] = config.vision.width
+    names = {"architectures": ["SiglipModel"], "model_type": "siglip", "torch_dtype": "float32"}
+    return names | {"vision_config": vision, "text_config": text}
+
+
 def differences(found: SiglipConfig, wanted: SiglipConfig) -> list[str]:
     """One line for each way in which a file's architecture is not the wanted one; the resolution may differ."""
     lines = []

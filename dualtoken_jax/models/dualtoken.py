@@ -72,15 +72,15 @@ class DualTokenConfig:
 class Latents(NamedTuple):
     """What goes into the codebooks, and where the tower stopped."""
 
-    vectors: dict[str, jax.Array]  # per branch [B, N, E]
+    vectors: dict[str, jax.Array]  # per branch [B, N, channels of z]
     hidden: jax.Array  # h_semantic [B, N, C], not quantized
 
 
 class Branch(nnx.Module):
-    """The projections around one codebook: down C → E, up E → C; `up_pixel` feeds the decoder of a single codebook."""
+    """The projections around one vocabulary: C → channels of z, and back; `up_pixel` feeds a single one's decoder."""
 
     def __init__(self, config: DualTokenConfig, branch: str, rngs: nnx.Rngs):
-        width, code = config.siglip.vision.width, config.quantizer(branch).width
+        width, code = config.siglip.vision.width, config.quantizer(branch).channels
         options = {"dtype": jnp.dtype(config.siglip.dtype), "rngs": rngs}
         causal = config.post_attention == "causal"
         self.down = projection(config.projection, width, code, causal=False, **options)
@@ -131,7 +131,7 @@ class DualToken(nnx.Module):
         return shortcut | ({self.config.pixel_tap} if "pixel" in self.config.branches else set())
 
     def decoder_features(self, quantized: dict[str, jax.Array]) -> jax.Array:
-        """Input of the decoder's last layer from de-quantized vectors [B, N, E] by branch."""
+        """Input of the decoder's last layer from de-quantized vectors [B, N, channels] by branch."""
         if self.config.supervision == "single":
             tokens = self.semantic.up_pixel(quantized["semantic"])
         else:
@@ -192,5 +192,5 @@ def forward(
 def decode(model: DualToken, codebooks: dict[str, Codebook], codes: jax.Array) -> jax.Array:
     """Pixel codes [B, h, w, D] → images [B, H, W, 3], not clamped."""
     branch = "semantic" if model.config.supervision == "single" else "pixel"
-    vectors = embed_codes(codebooks[branch], codes)[..., -1, :]
+    vectors = embed_codes(codebooks[branch], codes, model.config.quantizer(branch))[..., -1, :]
     return model.decoder.output(model.decoder_features({branch: vectors.reshape(len(codes), -1, vectors.shape[-1])}))

@@ -102,7 +102,15 @@ class Lpips(nnx.Module):
         if x.shape != y.shape or x.ndim != 4 or x.shape[-1] != 3:
             raise ValueError(f"LPIPS compares two batches [B, H, W, 3] of one shape, got {x.shape} and {y.shape}")
         # Two passes, not one over the concatenation: with a constant y its half of the backward pass disappears.
-        pairs = zip(self.trunk(_standardise(x)), self.trunk(_standardise(y)), self.linear.values(), strict=True)
+        return self.distance(self.taps(x), self.taps(y))
+
+    def taps(self, x: Float[Array, "B H W 3"]) -> list[Float[Array, "B _ _ _"]]:
+        """The trunk's features of images in [-1, 1]."""
+        return self.trunk(_standardise(x))
+
+    def distance(self, x: list[Float[Array, "B _ _ _"]], y: list[Float[Array, "B _ _ _"]]) -> Float[Array, " B"]:
+        """Distance of each pair of images from their `taps`."""
+        pairs = zip(x, y, self.linear.values(), strict=True)
         return sum(_tap_distance(a, b, weight[...]) for a, b, weight in pairs)
 
 

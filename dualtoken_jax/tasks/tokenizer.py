@@ -1,5 +1,6 @@
 """DualToken training: one forward pass, gradients at its outputs, one backward pass (METHOD: losses)."""
 
+import dataclasses
 from functools import partial
 from typing import NamedTuple
 
@@ -19,7 +20,9 @@ from dualtoken_jax.models.vgg import Lpips
 from dualtoken_jax.optimizer import discriminator_schedule, make_optimizer, scaled, schedule, trainable, update_scales
 from dualtoken_jax.tasks.state import TrainState, all_finite, guarded, moving_average, new_state, normalise
 
-TERMS = "hidden_mse hidden_cosine pooled_mse pooled_cosine commitment_pixel commitment_semantic mse perceptual".split()
+TERMS = (
+    "hidden_mse hidden_cosine pooled_mse pooled_cosine commitment_pixel commitment_semantic mse perceptual gram".split()
+)
 
 
 class Teaching(NamedTuple):
@@ -68,7 +71,7 @@ class Tokenizer:
     def check_parameters(self) -> None:
         """Raises ValueError for a model that cannot be built, or a frozen or slow module that it does not have."""
         params = jax.eval_shape(partial(init_params, self.make), jax.random.key(0))
-        trainable(params, self.config.freeze)
+        self._masks(params)
         update_scales(params, self.config.optimizer)
 
     def train_step(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -131,11 +134,16 @@ class Tokenizer:
 
         error = lambda x: jnp.average(losses.squared_error(x, images), weights=weight)  # noqa: E731
         mse, mse_gradient = jax.value_and_grad(error)(reconstruction)
-        perceptual, perceptual_gradient = self._perceptual(state.frozen, reconstruction, images, teacher, weight)
-        terms = {"mse": mse, "perceptual": perceptual}
-        gradient = loss.mse * mse_gradient + loss.perceptual * perceptual_gradient
+        perceptual, pullback = self._perceptual(state.frozen, reconstruction, images, teacher, weight)
+        terms = {"mse": mse} | perceptual
+        weights = {name: getattr(loss, name) for name in perceptual}
         if not self.adversarial:
-            return terms, gradient, None
+            return terms, loss.mse * mse_gradient + pullback(weights), None
+        # w balances without the weights, and without Gram: a backward pass for each, of one forward pass.
+        perceptual_gradient = pullback({"perceptual": 1.0})
+        gradient = loss.mse * mse_gradient + loss.perceptual * perceptual_gradient
+        if loss.gram > 0:
+            gradient += pullback({"gram": loss.gram})
         on = state.step >= loss.discriminator_start
         adversary = jax.lax.cond(on, self._adversary, self._no_adversary, state, images, reconstruction)
         generator_loss, generator_gradient, discriminator_loss = adversary[:3]
@@ -159,18 +167,27 @@ class Tokenizer:
         return losses.adaptive_weight(pullback(reconstruction_gradient)[0], pullback(generator_gradient)[0])
 
     def _perceptual(self, frozen, reconstruction, images, teacher, weight):
-        """LPIPS, or the same on the teacher's first layers; with its gradient at x̂."""
-        if self.loss.perceptual == 0:
-            return jnp.float32(0.0), jnp.zeros_like(reconstruction)
+        """LPIPS, or the same on the teacher's first layers, and the Gram term of the same features.
 
-        def distance(x):
-            if self.loss.perceptual_network == "lpips":
-                values = bind(self.lpips, frozen["lpips"])(x, images)
-            else:
-                values = losses.feature_distance(self._shallow(frozen, x), teacher.shallow)
-            return jnp.average(values, weights=weight)
+        Returns the terms and a function from their weights to the weighted sum's gradient at x̂.
+        """
+        if not self.loss.perceives:
+            return {"perceptual": jnp.float32(0.0)}, lambda weights: jnp.zeros_like(reconstruction)
+        if self.loss.perceptual_network == "lpips":
+            lpips = bind(self.lpips, frozen["lpips"])
+            features, target, distance = lpips.taps, lpips.taps(images), lpips.distance
+        else:
+            features, target, distance = partial(self._shallow, frozen), teacher.shallow, losses.feature_distance
 
-        return jax.value_and_grad(distance)(reconstruction)
+        def terms(x):
+            found = features(x)
+            values = {"perceptual": distance(found, target)}
+            if self.loss.gram > 0:
+                values["gram"] = losses.gram_distance(found, target)
+            return {name: jnp.average(value, weights=weight) for name, value in values.items()}
+
+        values, pullback = jax.vjp(terms, reconstruction)
+        return values, lambda weights: pullback({name: jnp.float32(weights.get(name, 0.0)) for name in values})[0]
 
     def _shallow(self, frozen, images):
         """h_1 … h_SHALLOW of the teacher, each [B, N, C]."""
@@ -203,7 +220,7 @@ class Tokenizer:
 
     def _apply(self, state, gradients, codebooks, adversary):
         """The state after this step's updates, and the norm of the gradients."""
-        masks = trainable(state.params, self.config.freeze)
+        masks = self._masks(state.params)
         gradients = scaled(gradients, masks)
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.params)
         updates = scaled(scaled(updates, masks), update_scales(state.params, self.config.optimizer))
@@ -213,6 +230,13 @@ class Tokenizer:
         if adversary is not None:
             new = new.replace(discriminator=adversary[0], discriminator_optimizer=adversary[1])
         return new, optax.global_norm(gradients)
+
+    def _masks(self, params):
+        """What trains. A frozen branch without projections has a codebook to freeze, and no parameter."""
+        freeze, empty = self.config.freeze, set(self.config.model.branches) - set(params)
+        return trainable(
+            params, dataclasses.replace(freeze, modules=tuple(m for m in freeze.modules if m not in empty))
+        )
 
     def _teach(self, frozen, images) -> Teaching:
         vision, layer = bind(self.siglip, frozen["siglip"]).vision, self.config.model.semantic_layer
@@ -227,7 +251,8 @@ class Tokenizer:
         """What an evaluation collects from a batch.
 
         Returns:
-          'sums': weighted sums over the batch of per-example metrics (see evaluation.metrics.weighted_sums);
+          'sums': weighted sums over the batch of per-example metrics (see evaluation.metrics.weighted_sums), among
+          them by branch 'residual_energy': Σ‖z − ẑ‖² / Σ‖z‖² of each image;
           'codes': counts [D, K] by branch;
           'embeddings': [B, C] each: 'image' (after quantization), 'text', 'teacher', and where there is a semantic
           codebook 'teacher_quantized': the frozen teacher's own h_semantic through this tokenizer's semantic
@@ -242,6 +267,9 @@ class Tokenizer:
             "cosine_hidden": losses.cosine(outputs.hidden.astype(jnp.float32), teacher.hidden),
             "cosine_pooled": losses.cosine(outputs.pooled, teacher.pooled),
         }
+        for name, quantized in outputs.quantized.items():
+            energy = losses.squared_error(quantized.output + quantized.residual, 0.0)
+            values[f"residual_energy_{name}"] = losses.squared_error(quantized.residual, 0.0) / energy
         embeddings = {"image": outputs.pooled, "text": siglip.text(batch["text"]), "teacher": teacher.pooled}
         if outputs.reconstruction is not None:
             clamped = jnp.clip(outputs.reconstruction, -1, 1)
