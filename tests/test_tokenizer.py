@@ -178,14 +178,11 @@ def test_gram_distance_sees_what_occurs_together_and_not_where():
 
 @pytest.mark.parametrize("network", ["lpips", "teacher"])
 def test_the_gram_term_costs_no_second_forward_pass(network):
-    convolutions = {}
+    convolutions, config = {}, tiny_config()
+    makers = {"siglip": lambda rngs: Siglip(config.model.siglip, rngs), "lpips": lambda rngs: Lpips(rngs=rngs)}
+    frozen = {n: jax.eval_shape(lambda key, n=n: init_params(makers[n], key), jax.random.key(0)) for n in makers}
     for gram in (0.0, 1.0):
-        task = make_task(_with(tiny_config(), perceptual_network=network, gram=gram))
-        siglip = lambda key: init_params(lambda rngs: Siglip(task.config.model.siglip, rngs), key)  # noqa: E731
-        frozen = jax.eval_shape(
-            lambda key: {"siglip": siglip(key), "lpips": init_params(lambda rngs: Lpips(rngs=rngs), key)},
-            jax.random.key(0),
-        )
+        task = make_task(_with(config, perceptual_network=network, gram=gram))
 
         def terms(frozen, images, fake, task=task):
             teacher = task._teach(frozen, images)
