@@ -55,7 +55,7 @@ def paper_l16_256() -> Config:
 
     Command: python -m dualtoken_jax.main --config=configs/tokenizer.py:paper_l16_256
     Hardware and time: not stated there, not measured here. Expected: zero-shot 79.8, rFID 1.06, PSNR 27.12, SSIM .693
-    (79.8 needs ImageNet-1K, CC12M and 50M pictures of LAION-400M; 2M samples gave rFID 0.78 at D = 8). Unverified: all
+    with ImageNet-1K, CC12M and 50M pictures of LAION-400M (2M samples at D = 8: 78.8 and rFID 0.78). Unverified: all
     of that. See `_as_in_the_paper` for what the paper leaves open.
     """
     siglip = SiglipConfig(256, 16, vision=_LARGE, text=_LARGE, dtype="bfloat16", remat="full")
@@ -82,7 +82,8 @@ def improved_384() -> Config:
     Command: python -m dualtoken_jax.main --config=configs/tokenizer.py:improved_384
     Hardware and time as so400m_384 (576 tokens instead of 729, no discriminator). Expected: better than so400m_384's
     rFID 0.25; nobody has trained this combination, and the figures below are of other models, each alone. Unverified:
-    all of it, the weight of the Gram term above all; benchmarks/improvements.py shows each change at demo size.
+    all of it, the weight of the Gram term above all (compare the logged `gram` with `perceptual` in the first hundred
+    steps); benchmarks/improvements.py shows each change at demo size.
     """
     # 24 × 24 tokens cover the image, and the decoder's grid needs no resizing (METHOD section 10: patch16-384).
     siglip = SiglipConfig(patch_size=16, vocabulary=256_000, dtype="bfloat16", remat="full")

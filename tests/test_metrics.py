@@ -109,6 +109,8 @@ def test_codebook_statistics_of_uniform_and_single_code():
     share = counts.sum(axis=0) / counts.sum()
     assert statistics["overall"]["use"] == 1
     assert statistics["overall"]["kl"] == pytest.approx(np.sum(share * np.log(share * 4)))
+    own = metrics.codebook_statistics(np.array([[3, 3, 0, 0], [6, 0, 0, 0]]), shared=False)["overall"]
+    assert own["use"] == 3 / 8  # of all depths' codes
     with pytest.raises(ValueError, match=r"depths \[1\] of 2 counted no code"):
         metrics.codebook_statistics(np.array([[1, 1], [0, 0]]))
 
