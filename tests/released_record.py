@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
+from released_draws import normal, twister, uniform
 
 from dualtoken_jax.models.decoder import DecoderConfig
 from dualtoken_jax.models.dualtoken import DualTokenConfig
@@ -35,9 +36,9 @@ def load(name: str) -> dict[str, np.ndarray]:
         return dict(archive)
 
 
-def weights(group: str) -> dict[str, np.ndarray]:
-    """A PyTorch state dict: `model`, `teacher` or `discriminator`."""
-    found = {n.removeprefix(f"{group}/"): x for n, x in load("weights").items() if n.startswith(f"{group}/")}
+def weights(group: str, file: str = "weights") -> dict[str, np.ndarray]:
+    """A PyTorch state dict: `model`, `teacher` or `discriminator`, or another group of another file."""
+    found = {n.removeprefix(f"{group}/"): x for n, x in load(file).items() if n.startswith(f"{group}/")}
     for name, (distribution, seed, offset, scale, shape) in json.loads((DATA / "drawn_weights.json").read_text())[
         group
     ].items():
@@ -46,25 +47,6 @@ def weights(group: str) -> dict[str, np.ndarray]:
     for name in [n for n in found if ".codebooks.0." in n]:
         found |= {name.replace(".codebooks.0.", f".codebooks.{d}."): found[name] for d in range(1, 4)}
     return found
-
-
-@functools.cache
-def twister(seed: int) -> np.ndarray:
-    """The 24 random bits of each draw, as PyTorch's CPU generator takes them."""
-    return np.random.RandomState(seed).randint(0, 2**32, size=3_500_000, dtype=np.uint32) & 0xFFFFFF
-
-
-def uniform(integers: np.ndarray, bound: float) -> np.ndarray:
-    """torch.Tensor.uniform_(−bound, bound), which rounds once."""
-    low = np.float32(-bound)
-    return (integers * 2.0**-24 * np.float64(np.float32(bound) - low) + np.float64(low)).astype(np.float32)
-
-
-def normal(integers: np.ndarray, deviation: float) -> np.ndarray:
-    """torch.Tensor.normal_(0, deviation): Box–Muller in groups of 16."""
-    first, second = (integers.reshape(-1, 2, 8) * 2.0**-24).transpose(1, 0, 2)
-    radius, angle = deviation * np.sqrt(-2 * np.log1p(-first)), 2 * np.pi * second
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).astype(np.float32)
 
 
 def channels_last(x: np.ndarray) -> np.ndarray:

@@ -108,6 +108,21 @@ def test_quantizers(ours, theirs, imported, branch):
     )
     given = theirs[f"embed_with_depth_{short}"]  # not cumulative there
     assert_close(jnp.diff(sums[:1], axis=-2, prepend=0), given, f"{branch} embedded codes")
+    assert_close(sums[:1, ..., -1, :], load("evaluation_codes")[f"embed_code_{short}"], f"{branch} sum of codes")
+
+
+@pytest.mark.parametrize("branch", SHORT)
+def test_how_much_farther_the_second_best_code_is(ours, imported, branch):
+    vectors = np.float64(ours["vectors"][branch]).reshape(-1, CONFIG.quantizer(branch).width)
+    codes = np.asarray(ours["quantized"][branch].codes).reshape(len(vectors), -1)
+    embedding, margins = np.float64(imported["codebooks"][branch]["embedding"][0]), []
+    for chosen in codes.T:
+        distances = np.square(vectors[:, None] - embedding).sum(-1)
+        best, second = np.sort(distances)[:, :2].T
+        margins.append(second - best)
+        vectors = vectors - embedding[chosen]
+    theirs = load("evaluation_codes")[f"margin_{SHORT[branch]}"]
+    assert_close(np.stack(margins, axis=-1).reshape(theirs.shape), theirs, f"{branch} margins")
 
 
 def test_images_and_embeddings(ours, theirs):

@@ -54,7 +54,8 @@ def test_quantizer_update(kind, update, amount, restart):
 
 
 def test_training_forward():
-    theirs, images = load("training_forward"), channels_last(load("evaluation")["images"])
+    evaluation = load("evaluation")  # of which the record of a training forward repeats the semantic side
+    theirs, images = load("training_forward"), channels_last(evaluation["images"])
     tree = released.import_released(weights("model"), CONFIG)
     graphdef = definition(lambda rngs: DualToken(CONFIG, rngs))
 
@@ -67,6 +68,14 @@ def test_training_forward():
     assert_close(outputs.quantized["pixel"].commitment, theirs["quant_loss_pix"], "train commitment")
     assert_close(outputs.reconstruction, channels_last(theirs["images_recon"]), "train reconstruction")
     assert_close(squared_error(outputs.reconstruction, images).mean(), theirs["loss.recon_loss"], "train MSE")
+    np.testing.assert_array_equal(outputs.quantized["semantic"].codes.reshape(4, 8, 8, 4), evaluation["code_sem"])
+    assert_close(outputs.quantized["semantic"].commitment, evaluation["quant_loss_sem"], "train semantic commitment")
+    assert_close(outputs.hidden[:1], evaluation["trace.postquant_sem.out"], "train replaced")
+    assert_close(outputs.pooled, evaluation["pooler_output"], "train pooled")
+    pixel = outputs.quantized["pixel"].commitment + squared_error(outputs.reconstruction, images).mean()
+    for stage in ("stage0_nolpips", "stage1_nolpips_nogan"):
+        rest = evaluation[f"loss.total_{stage}"] - 5 * (evaluation["quant_loss_pix"] + evaluation["loss.recon_loss"])
+        assert_close(rest + 5 * pixel, theirs[f"loss.total_{stage}"], f"train {stage}")
     exported = released.export_released(tree | {"codebooks": codebooks}, CONFIG)
     after = {name.removeprefix("after."): value for name, value in theirs.items() if name.startswith("after.")}
     assert len(after) == 6

@@ -12,7 +12,8 @@ from dualtoken_jax.interop.name_table import to_state_dict  # noqa: E402
 from dualtoken_jax.interop.released import model_shapes  # noqa: E402
 from dualtoken_jax.interop.released_names import model_table  # noqa: E402
 from dualtoken_jax.interop.torch_model import DualTokenConfig as TorchConfig  # noqa: E402
-from dualtoken_jax.interop.torch_model import DualTokenModel, nearest_code  # noqa: E402, F401
+from dualtoken_jax.interop.torch_model import DualTokenModel, namespace, nearest_code  # noqa: E402, F401
+from dualtoken_jax.interop.torch_model import Quantizer as TorchQuantizer  # noqa: E402, F401
 from dualtoken_jax.models.dualtoken import DualTokenConfig  # noqa: E402
 
 

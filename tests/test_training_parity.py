@@ -1,0 +1,270 @@
+"""Twenty training steps against the same step in plain PyTorch, both in float64, from the same weights and batches."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from released_record import ERRORS, first_draws, jit  # noqa: E402
+from torch_codebooks import quantize_and_update as torch_quantize  # noqa: E402
+from torch_discriminator import Discriminator as TorchDiscriminator  # noqa: E402
+from torch_step import Trainer, train_step  # noqa: E402
+from torch_twin import TorchQuantizer, namespace, random_tree, torch_twin  # noqa: E402
+
+from dualtoken_jax.config import Config, LossConfig, TeacherConfig, TrainConfig  # noqa: E402
+from dualtoken_jax.data.dataset import DataConfig  # noqa: E402
+from dualtoken_jax.interop.name_table import to_state_dict, to_tree  # noqa: E402
+from dualtoken_jax.interop.released import module_shapes  # noqa: E402
+from dualtoken_jax.interop.released_names import discriminator_table, model_table  # noqa: E402
+from dualtoken_jax.models import quantizer  # noqa: E402
+from dualtoken_jax.models.decoder import DecoderConfig  # noqa: E402
+from dualtoken_jax.models.discriminator import Discriminator, DiscriminatorConfig  # noqa: E402
+from dualtoken_jax.models.dualtoken import DualTokenConfig  # noqa: E402
+from dualtoken_jax.models.quantizer import QuantizerConfig, quantize_and_update  # noqa: E402
+from dualtoken_jax.models.siglip import SiglipConfig, TowerConfig  # noqa: E402
+from dualtoken_jax.optimizer import OptimizerConfig  # noqa: E402
+from dualtoken_jax.tasks import tokenizer  # noqa: E402
+from dualtoken_jax.tasks.state import new_state  # noqa: E402
+
+STEPS, ROWS, CODES = 20, 4, 24
+TOLERANCE = 1e-8  # float64; measured: 9e-10
+TOWER = TowerConfig(width=32, depth=3, heads=2, mlp_width=48)
+TRANSFORMER = DecoderConfig(kind="transformer", width=24, depth=1, heads=2)
+CONVOLUTIONAL = DecoderConfig(
+    channels=8, multipliers=(1, 2), residual_blocks=1, latent_grid=8, attention_grids=(8,), groups=4
+)
+UPDATES = ("per_depth", "per_step", "per_step_aliased")
+
+
+@pytest.fixture(autouse=True)
+def float64(monkeypatch):
+    """Our code asks for float32 by this one name, so that is where it gets float64; jax's attention cannot be asked."""
+    monkeypatch.setattr(jnp, "float32", jnp.float64)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+    monkeypatch.setattr(quantizer, "_draw", first_draws)
+    for name in ("schedule", "discriminator_schedule"):
+        monkeypatch.setattr(tokenizer, name, exact(getattr(tokenizer, name)))
+    with jax.enable_x64(True):
+        yield
+
+
+def exact(schedule):
+    """That schedule in float64: of an int32 step it makes float32."""
+    return lambda config, steps: lambda step: schedule(config, steps)(jnp.asarray(step, jnp.float64))
+
+
+def attention(query, key, value, is_causal=False):
+    """jax.nn's over [B, N, heads, head_dim], whose softmax is float32 whatever it is given."""
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5
+    seen = jnp.tril(jnp.ones(logits.shape[-2:], bool)) if is_causal else True
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(jnp.where(seen, logits, -jnp.inf)), value)
+
+
+def torch_draws(available: int, codes: int, width: int):
+    """`first_draws`."""
+    return torch.arange(available)[:codes], torch.full((codes, width), 0.5)
+
+
+def doubled(tree):
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)
+
+
+def vocabulary(update: str, shared: bool, depth: int, threshold: float | None) -> QuantizerConfig:
+    return QuantizerConfig(
+        CODES, 8, depth, shared_codebook=shared, codebook_update=update, decay=0.9, restart_threshold=threshold
+    )
+
+
+def recipe(pixel: QuantizerConfig, semantic: QuantizerConfig, **options) -> Config:
+    siglip = SiglipConfig(16, 4, TOWER, dataclasses.replace(TOWER, depth=1), 40, 6, dtype="float64")
+    model = DualTokenConfig(
+        siglip=siglip,
+        pixel_layer=1,
+        semantic_layer=2,
+        shortcut_layer=0,
+        projection=options.get("projection", "linear"),
+        pixel=pixel,
+        semantic=semantic,
+        decoder=options.get("decoder", TRANSFORMER),
+    )
+    kind = options.get("discriminator", "leaky_hinge")
+    return Config(
+        name="parity",
+        task="tokenizer",
+        model=model,
+        data=DataConfig(),
+        train=TrainConfig(steps=STEPS, batch_size=ROWS),
+        optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=0.1, warmup_steps=3),
+        loss=LossConfig(perceptual=0.0, discriminator_start=4, discriminator_settled=10, discriminator=kind),
+        discriminator=DiscriminatorConfig(channels=8, groups=4),
+        discriminator_optimizer=OptimizerConfig(
+            learning_rate=1e-3, weight_decay=0.0, warmup_steps=4, final_learning_rate=5e-4
+        ),
+        teacher=TeacherConfig(path="the test's"),
+    )
+
+
+def weights(config: Config) -> tuple[dict, dict]:
+    """A tree with a codebook in its own statistics, and a SigLIP near its vision tower."""
+    tree = random_tree(config.model)
+    for branch, book in tree["codebooks"].items():
+        scale = 1.0 if branch == "pixel" else 0.5
+        count = 1 + book["count"]
+        embedding = (scale * book["embedding"]).astype(np.float32)
+        tree["codebooks"][branch] = {"embedding": embedding, "count": count, "sum": embedding * count[..., None]}
+    siglip = {name: tree[name] for name in ("text", "logit_scale", "logit_bias")}
+    return tree, siglip | {"vision": jax.tree.map(lambda x: np.float32(1.1) * x, tree["params"]["vision"])}
+
+
+def both(config: Config):
+    """Our task and state, and the PyTorch trainer, at step 0 of the same run."""
+    tree, siglip = weights(config)
+    torch.manual_seed(0)
+    critic = TorchDiscriminator(config.discriminator)
+    tensors = {name: value.numpy() for name, value in critic.state_dict().items()}
+    shapes = module_shapes(Discriminator, config.discriminator)
+    params = doubled(to_tree(discriminator_table(), tensors, shapes, "the test's discriminator"))
+    task = tokenizer.Tokenizer(config)
+    rest = {"discriminator": params, "discriminator_optimizer": task.discriminator_optimizer.init(params)}
+    rest |= {"codebooks": doubled(tree["codebooks"]), "frozen": {"siglip": doubled(siglip)}}
+    state = new_state(doubled(tree["params"]), task.optimizer, config.train, jax.random.key(0), **rest)
+
+    model = torch_twin({name: tree[name] for name in ("params", "codebooks")}, config.model).double()
+    twin = torch_twin(
+        {"params": tree["params"] | {"vision": siglip["vision"]}, "codebooks": tree["codebooks"]}, config.model
+    )
+    teacher = twin.siglip_model.vision_model.double()
+    return task, state, Trainer(config, model, teacher, critic.double())
+
+
+def agree(ours, theirs, name: str, scale=None) -> None:
+    """‖a − b‖ relative to ‖b‖, or to `scale`."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    assert ours.shape == theirs.shape and ours.dtype == theirs.dtype == np.float64, name
+    error = float(np.linalg.norm(ours - theirs) / (np.linalg.norm(theirs) if scale is None else scale))
+    ERRORS[name] = max(ERRORS.get(name, 0.0), error)
+    assert error < TOLERANCE, f"{name}: relative error {error:.1e}"
+
+
+def compare_gradients(ours: dict[str, np.ndarray], module, name: str) -> set[str]:
+    """Tensor by tensor; returns the names of those that have a gradient (key biases have none but rounding errors)."""
+    theirs = {n: p.grad.numpy() for n, p in module.named_parameters()}
+    assert theirs.keys() == ours.keys()
+    alive = {n for n, gradient in theirs.items() if np.linalg.norm(gradient) > 1e-12}
+    for n in alive:
+        agree(ours[n], theirs[n], f"twin {name} gradients")
+    return alive
+
+
+def train(config: Config, restarts: bool = False):
+    """Both for twenty steps, compared at each and at the end."""
+    task, state, trainer = both(config)
+    step = jit(task.train_step)
+    table = [entry for entry in model_table(config.model, text=False) if not entry.alias]
+    parameters = {name for name, _ in trainer.model.named_parameters()}
+    trained = [entry for entry in table if entry.name in parameters]
+    start = {name: p.detach().numpy().copy() for name, p in trainer.model.named_parameters()}
+    rng, dead = np.random.default_rng(3), 0
+    for _ in range(STEPS):
+        images = rng.integers(0, 256, (ROWS, 16, 16, 3), dtype=np.uint8)
+        before, (state, metrics) = state, step(state, {"image": images, "weight": np.ones(ROWS)})
+        terms = train_step(trainer, torch.from_numpy(images.transpose(0, 3, 1, 2) / 127.5 - 1), torch_draws)
+        for name, term in terms.items():
+            agree(metrics[name], term, "twin losses")
+        alive = compare_gradients(
+            to_state_dict(trained, {"params": gradient(before.optimizer, state.optimizer, 0.5)}), trainer.model, "model"
+        )
+        if "discriminator" in terms:
+            found = gradient(before.discriminator_optimizer, state.discriminator_optimizer, 0.5)
+            compare_gradients(to_state_dict(discriminator_table(), found), trainer.discriminator, "discriminator")
+        dead += compare_codebooks(state.codebooks, trainer.model)
+    assert int(state.total_skips) == 0
+    assert (dead > 0) == restarts
+    ours = to_state_dict(trained, {"params": state.params})
+    for name, parameter in trainer.model.named_parameters():
+        if name in alive:
+            moved = np.linalg.norm(parameter.detach().numpy() - start[name])
+            agree(ours[name], parameter.detach(), "twin parameters", moved)
+    ours = to_state_dict(discriminator_table(), state.discriminator)
+    for name, parameter in trainer.discriminator.named_parameters():
+        agree(ours[name], parameter.detach(), "twin discriminator parameters")
+
+
+def gradient(before, after, decay: float):
+    """What the step put into Adam's first moments."""
+    moments = [optax.tree_utils.tree_get(optimizer, "mu") for optimizer in (before, after)]
+    return jax.tree.map(lambda a, b: np.asarray((b - decay * a) / (1 - decay)), *moments)
+
+
+def compare_codebooks(codebooks: dict, model) -> int:
+    """All statistics, and which codes were restarted (their count is exactly 1); returns how many."""
+    restarted = 0
+    for branch, ours in codebooks.items():
+        for index, book in enumerate(model.quantizer(branch).codebooks):
+            agree(ours["embedding"][index], book.embedding, "twin codebooks")
+            agree(ours["sum"][index], book.embed_ema, "twin codebooks")
+            agree(ours["count"][index], book.cluster_size_ema, "twin codebooks")
+            dead = np.flatnonzero(np.asarray(ours["count"][index]) == 1)
+            np.testing.assert_array_equal(dead, np.flatnonzero(book.cluster_size_ema.numpy() == 1))
+            restarted += len(dead)
+    return restarted
+
+
+def test_twenty_steps():
+    pixel, semantic = vocabulary("per_depth", False, 2, None), vocabulary("per_step", True, 2, None)
+    train(recipe(pixel, semantic))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pixel", "semantic", "discriminator", "threshold"),
+    [
+        (("per_depth", True), ("per_step_aliased", True), "leaky_hinge", None),
+        (("per_step", True), ("per_depth", False), "hinge", None),
+        (("per_step_aliased", False), ("per_step", False), "leaky_hinge", None),
+        (("per_depth", True), ("per_step", True), "leaky_hinge", 1.5),
+    ],
+)
+def test_every_order_of_updates(pixel, semantic, discriminator, threshold):
+    pixel, semantic = vocabulary(*pixel, 2, threshold), vocabulary(*semantic, 3, threshold)
+    options = {"projection": "attention", "decoder": CONVOLUTIONAL, "discriminator": discriminator}
+    train(recipe(pixel, semantic, **options), restarts=threshold is not None)
+
+
+@pytest.mark.parametrize("rows", [8, 40])  # fewer vectors than codes, and more
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("update", UPDATES)
+def test_restarts_of_the_same_codes(update, shared, rows):
+    config = vocabulary(update, shared, 2, 1.0)
+    theirs = TorchQuantizer(namespace(dataclasses.asdict(config))).double()
+    rng = np.random.default_rng(5)
+    for book in theirs.codebooks:
+        book.weight[:-1] = torch.from_numpy(rng.normal(size=(CODES, 8)))
+        book.cluster_size_ema[:] = torch.from_numpy(rng.uniform(0.5, 2, CODES))
+        book.embed_ema[:] = book.embedding * book.cluster_size_ema[:, None]
+    stacked = lambda name: jnp.stack([jnp.asarray(getattr(book, name).numpy().copy()) for book in theirs.codebooks])  # noqa: E731
+    ours = {"embedding": stacked("embedding"), "count": stacked("cluster_size_ema"), "sum": stacked("embed_ema")}
+    update_ours = jit(lambda codebook, z: quantize_and_update(codebook, z, config, jax.random.key(0)))
+    restarted = []
+    for _ in range(3):
+        z = rng.normal(size=(2, rows // 2, 8))
+        quantized, ours = update_ours(ours, z)
+        output, commitment, codes = torch_quantize(theirs, torch.from_numpy(z), config, torch_draws)
+        np.testing.assert_array_equal(quantized.codes, codes)
+        agree(quantized.output, output, "twin quantizer")
+        agree(quantized.commitment, commitment, "twin quantizer")
+        for index, book in enumerate(theirs.codebooks):
+            for name, value in (
+                ("embedding", book.embedding),
+                ("sum", book.embed_ema),
+                ("count", book.cluster_size_ema),
+            ):
+                agree(ours[name][index], value, "twin quantizer")
+            restarted.append(np.asarray(ours["count"][index]) == 1)
+            np.testing.assert_array_equal(restarted[-1], book.cluster_size_ema.numpy() == 1)
+    assert 0 < np.mean(restarted) < 1

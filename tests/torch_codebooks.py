@@ -1,0 +1,80 @@
+"""Residual quantization with EMA codebooks in plain PyTorch (METHOD.md section 3); needs torch alone.
+
+`Draw` is a function (vectors available, codes, width) → (positions [codes], uniform noise [codes, width]).
+"""
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+Draw = Callable[[int, int, int], tuple[Tensor, Tensor]]
+EPSILON = 1e-5  # of the counts
+
+
+def quantize_and_update(quantizer: nn.Module, z: Tensor, config, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
+    """Straight-through output [B, N, E], commitment and codes [B, N, D]; moves the codebooks.
+
+    `quantizer` is a torch_model.Quantizer, `config` its QuantizerConfig.
+    """
+    vectors = z.detach().flatten(0, -2)
+    residuals, codes, chosen = [], [], []
+    for depth in range(config.depth):
+        book = quantizer.codebooks[depth % len(quantizer.codebooks)]
+        code = nearest(vectors, book.embedding)
+        residuals.append(vectors)
+        codes.append(code)
+        chosen.append(book.embedding[code])
+        if config.codebook_update == "per_depth":
+            codebook_update(book, vectors, code, config, draw)
+        vectors = vectors - chosen[-1]
+    if config.codebook_update == "per_step_aliased":
+        residuals = [vectors] * config.depth
+    if config.codebook_update != "per_depth":
+        update_at_once(quantizer.codebooks, residuals, codes, config, draw)
+    totals = [total.view_as(z) for total in itertools.accumulate(chosen)]
+    commitment = torch.stack([(z - total).square().mean() for total in totals]).mean()
+    return z + (totals[-1] - z).detach(), commitment, torch.stack(codes, dim=-1).view(*z.shape[:-1], config.depth)
+
+
+@torch.no_grad()
+def nearest(vectors: Tensor, embedding: Tensor) -> Tensor:
+    """Index [N] of the nearest code of `embedding` [K, E]."""
+    distances = vectors.square().sum(1, keepdim=True) + embedding.square().sum(1) - 2 * vectors @ embedding.T
+    return distances.argmin(dim=1)
+
+
+def update_at_once(books: nn.ModuleList, residuals: list[Tensor], codes: list[Tensor], config, draw: Draw) -> None:
+    """After the last depth: a shared codebook takes all depths' residuals, others their own."""
+    if len(books) == 1:
+        residuals, codes = [torch.cat(residuals)], [torch.cat(codes)]
+    for book, vectors, code in zip(books, residuals, codes, strict=True):
+        codebook_update(book, vectors, code, config, draw)
+
+
+@torch.no_grad()
+def codebook_update(book: nn.Module, vectors: Tensor, codes: Tensor, config, draw: Draw) -> None:
+    """EMA statistics of vectors [N, E] with codes [N], restart of dead codes, rewritten embeddings."""
+    counts = torch.zeros_like(book.cluster_size_ema).index_add_(0, codes, torch.ones_like(vectors[:, 0]))
+    sums = torch.zeros_like(book.embed_ema).index_add_(0, codes, vectors)
+    book.cluster_size_ema.mul_(config.decay).add_(counts, alpha=1 - config.decay)
+    book.embed_ema.mul_(config.decay).add_(sums, alpha=1 - config.decay)
+    if config.restart_threshold is not None:
+        dead = book.cluster_size_ema < config.restart_threshold
+        book.embed_ema[dead] = restart(vectors, config.codes, draw)[dead]
+        book.cluster_size_ema[dead] = 1.0
+    total = book.cluster_size_ema.sum()
+    smoothed = total * (book.cluster_size_ema + EPSILON) / (total + config.codes * EPSILON)
+    book.weight[:-1] = book.embed_ema / smoothed[:, None]
+
+
+def restart(vectors: Tensor, codes: int, draw: Draw) -> Tensor:
+    """As many of the vectors [N, E] as there are codes, tiled with a little noise where there are too few."""
+    available, width = vectors.shape
+    repeats = -(-codes // available)
+    positions, noise = draw(repeats * available, codes, width)
+    tiled = vectors.repeat(repeats, 1)
+    if repeats > 1:
+        return tiled[positions] + noise.to(vectors) * 0.01 / width**0.5
+    return tiled[positions]
