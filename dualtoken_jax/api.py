@@ -109,6 +109,13 @@ class ImageTokenizer:
     def decode(self, codes: Codes | np.ndarray) -> np.ndarray:
         """Images uint8 [B, H, W, 3] of the codes [B, h, w, D] of `decoder_branch`, or of those in a Codes.
 
+        Raises what `decode_float` raises.
+        """
+        return np.round((self.decode_float(codes) + 1) * np.float32(127.5)).astype(np.uint8)
+
+    def decode_float(self, codes: Codes | np.ndarray) -> np.ndarray:
+        """As `decode`, clamped and not rounded: float32 [B, H, W, 3] in [−1, 1], which metrics are defined on.
+
         Raises ConfigError for a model without a decoder, ValueError for codes of another shape, type or range.
         """
         if not self.config.model.reconstructs:
@@ -172,7 +179,7 @@ class ImageTokenizer:
 
     def _decode_step(self, state: TrainState, codes: jax.Array) -> jax.Array:
         images = decode(bind(self._task.graphdef, state.params), state.codebooks, codes)
-        return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+        return jnp.clip(images.astype(jnp.float32), -1, 1)
 
     def _embed_step(self, state: TrainState, images: jax.Array) -> jax.Array:
         return forward(bind(self._task.graphdef, state.params), state.codebooks, normalise(images))[0].pooled
