@@ -21,7 +21,7 @@ from dualtoken_jax.data.arrays import pictures_of
 from dualtoken_jax.data.images import resize_crop
 from dualtoken_jax.evaluation.measure import caption_embedder
 from dualtoken_jax.models import bind
-from dualtoken_jax.models.dualtoken import decode, forward
+from dualtoken_jax.models.dualtoken import DualTokenConfig, decode, forward
 from dualtoken_jax.models.quantizer import Codebook, quantize
 from dualtoken_jax.tasks import make_task
 from dualtoken_jax.tasks.state import TrainState, normalise
@@ -85,6 +85,16 @@ class ImageTokenizer:
         self._encode, self._decode = jax.jit(self._encode_step), jax.jit(self._decode_step)
         self._embed_image = jax.jit(self._embed_step)
         self._embed_text = caption_embedder(self._task, self._state, config, self._mesh)
+
+    @property
+    def name(self) -> str:
+        """Of the recipe."""
+        return self.config.name
+
+    @property
+    def model(self) -> DualTokenConfig:
+        """The shape of the model."""
+        return self.config.model
 
     @property
     def image_size(self) -> int:
