@@ -17,9 +17,8 @@ class Published(NamedTuple):
     digest: str  # SHA-256 in hexadecimal, or its beginning
 
     def __str__(self) -> str:
-        whole = len(self.digest) == 64
-        digest = f"SHA-256 {self.digest}" if whole else f"SHA-256 begins with {self.digest}"
-        return f"{self.name} ({self.what}), {self.url}, {digest}"
+        begins = "" if len(self.digest) == 64 else "begins with "
+        return f"{self.name}: {self.what}\n{self.url}\nSHA-256 {begins}{self.digest}"
 
 
 INCEPTION = Published(
@@ -43,7 +42,7 @@ LPIPS_LINEAR = Published(
 
 
 def check_digest(path: Path) -> None:
-    """Compares a file with the digest that its name carries as torch.hub writes it, NAME-abcdef01.pth; else does nothing.
+    """Compares a file with the digest that its name carries in torch.hub's manner, NAME-abcdef01.pth, where it does.
 
     Raises FileNotFoundError, or WeightFileError where they differ.
     """
