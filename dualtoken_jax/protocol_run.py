@@ -25,12 +25,13 @@ _SHOWN = 5  # unusable pictures that are named
 def run_protocol(flags: argparse.Namespace) -> bool:
     """Prints and writes the figures; False where a weight file that was asked for is not there."""
     protocol, problems = PROTOCOLS[flags.protocol], _Problems()
+    _check_files(flags)
     source, where = _open_pictures(flags)
     absent = [path for path in (flags.inception, *(flags.lpips or [])) if path and not path.exists()]
     for path in absent:
         print(f"there is no file {path}; the rest is computed", file=sys.stderr)
-    weights, missing = _open_weights(flags, source, where, absent)
-    captions = read_captions(flags.retrieval, flags.retrieval_split) if flags.retrieval else {}
+    weights, missing = _open_weights(flags, source, absent)
+    captions = _open_captions(flags)
     tokenizer = api.load(flags.workdir, batch_size=flags.batch_size, **_model_config(flags))
 
     results = measure(tokenizer, source, protocol, weights, problems)
@@ -75,14 +76,12 @@ def _own_split(workdir: Path) -> tuple[Source, str, int]:
     try:
         config = load_config(workdir)
     except ConfigError as error:
-        raise ConfigError(f"{error}; a model without a run has no pictures of its own: give --images=DIR") from error
+        raise ConfigError(f"{workdir} is no run with pictures of its own ({error}); give --images=DIR") from error
     source = open_source(config.data, config.seed, "eval")
     return source, "the run's own evaluation split", config.data.eval_examples
 
 
-def _open_weights(
-    flags: argparse.Namespace, source: Source, where: str, absent: list[Path]
-) -> tuple[Weights, list[str]]:
+def _open_weights(flags: argparse.Namespace, source: Source, absent: list[Path]) -> tuple[Weights, list[str]]:
     """What is there, and a line for each that is not. A wrong file or class list is an error before anything runs."""
     inception = lpips = prompts = None
     if flags.inception and flags.inception not in absent:
@@ -91,7 +90,7 @@ def _open_weights(
         lpips = load_lpips(*flags.lpips)
     if flags.classes:
         prompts = read_prompts(flags.classes)
-        check_labels(prompts, source.class_names, where)
+        check_labels(prompts, source.class_names, str(flags.images or flags.workdir))
     missing = [
         note
         for found, note in (
@@ -103,6 +102,26 @@ def _open_weights(
         if found is None
     ]
     return Weights(inception, lpips, prompts), missing
+
+
+def _open_captions(flags: argparse.Namespace) -> dict[str, list[str]]:
+    if not flags.retrieval:
+        return {}
+    captions = read_captions(flags.retrieval, flags.retrieval_split)
+    if not any((flags.retrieval_images / name).exists() for name in captions):
+        raise ConfigError(
+            f"--retrieval_images={flags.retrieval_images} holds none of the {len(captions):,} pictures that "
+            f"{flags.retrieval} describes, such as {next(iter(captions))}"
+        )
+    return captions
+
+
+def _check_files(flags: argparse.Namespace) -> None:
+    for flag in ("classes", "retrieval", "retrieval_images", "retrieval_split"):
+        path = getattr(flags, flag)
+        if path and not path.exists():
+            needed = {"classes": protocol_report.NO_CLASSES}.get(flag, protocol_report.NO_RETRIEVAL)
+            raise ConfigError(f"--{flag}={path}: there is no such file; {needed}")
 
 
 def _model_config(flags: argparse.Namespace) -> dict[str, Path]:

@@ -42,7 +42,7 @@ def read_tensors(path: str | Path) -> StateDict:
             return _read_torch(path)
     except (WeightFileError, FileNotFoundError):
         raise
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, EOFError, OSError, RuntimeError, zipfile.BadZipFile) as error:
         raise WeightFileError(f"{path} is damaged or no weight file: {error}; fetch it again") from error
     kind = path.suffix or "a file without a suffix"
     raise WeightFileError(f"{path}: cannot read {kind}; give a .safetensors, .npz, .pt or .pth file")
