@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dualtoken_jax import api
 from dualtoken_jax.checkpoint import load_config
 from dualtoken_jax.config import ConfigError
 from dualtoken_jax.data.dataset import open_source
-from dualtoken_jax.data.sources import Folder, Source, spread
+from dualtoken_jax.data.sources import Folder, Selection, Source, spread
 from dualtoken_jax.evaluation import protocol_report
 from dualtoken_jax.evaluation.fid import InceptionFeatures
 from dualtoken_jax.evaluation.imagenet import check_labels, read_prompts
@@ -62,23 +64,21 @@ class _Problems:
 
 
 def _open_pictures(flags: argparse.Namespace) -> tuple[Source, str]:
-    if flags.images:
-        source, where, count = Folder(flags.images, "all"), str(flags.images), None
-    else:
-        source, where, count = _own_split(flags.workdir)
-    count = min(len(source), count or len(source))
-    if flags.limit and flags.limit < count:
+    source, where = (Folder(flags.images, "all"), str(flags.images)) if flags.images else _own_split(flags.workdir)
+    if flags.limit and flags.limit < len(source):
         return spread(source, flags.limit), f"{flags.limit:,} of the {len(source):,} pictures of {where}"
-    return spread(source, count), f"{count:,} pictures of {where}"
+    return source, f"{len(source):,} pictures of {where}"
 
 
-def _own_split(workdir: Path) -> tuple[Source, str, int]:
+def _own_split(workdir: Path) -> tuple[Source, str]:
+    """The pictures of the run's own evaluation, in its order."""
     try:
         config = load_config(workdir)
     except ConfigError as error:
         raise ConfigError(f"{workdir} is no run with pictures of its own ({error}); give --images=DIR") from error
     source = open_source(config.data, config.seed, "eval")
-    return source, "the run's own evaluation split", config.data.eval_examples
+    count = min(len(source), config.data.eval_examples)
+    return Selection(source, np.arange(count)), "the run's own evaluation split"
 
 
 def _open_weights(flags: argparse.Namespace, source: Source, absent: list[Path]) -> tuple[Weights, list[str]]:
