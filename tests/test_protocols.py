@@ -12,6 +12,7 @@ from conftest import tiny_config
 from inception_twin import random_state
 from PIL import Image
 
+import dualtoken_jax
 from dualtoken_jax import evaluate
 from dualtoken_jax.api import Codes
 from dualtoken_jax.config import ConfigError
@@ -160,7 +161,8 @@ def test_lpips_joins_the_figures(folder, monkeypatch):
     results, tokenizer, _ = measure(folder, 16, protocols.OFFICIAL, lpips=params)
     decoded = np.concatenate(tokenizer.decoded)
     originals = ((decoded + 1) * 127.5 - 3.3) / 0.9 / 127.5 - 1
-    expected = bind(definition(similarity.Lpips), params)(originals.astype(np.float32), decoded)
+    distance = jax.jit(lambda params, x, y: bind(definition(similarity.Lpips), params)(x, y))
+    expected = distance(params, originals.astype(np.float32), decoded)
     assert results["lpips"] == pytest.approx(float(expected.mean()), rel=1e-3) and results["lpips"] > 0
 
 
@@ -252,6 +254,14 @@ def test_a_split_chooses_the_pictures(tmp_path):
         retrieval.read_captions(captions(tmp_path, "a.png#0\tred\nb.png red\n"))
     with pytest.raises(ValueError, match="holds no captions"):
         retrieval.read_captions(captions(tmp_path, "\n"))
+
+
+def test_decode_rounds_what_decode_float_gives(tokenizer_workdir):
+    tokenizer = dualtoken_jax.load(tokenizer_workdir)
+    codes = tokenizer.encode(np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8))
+    exact = (tokenizer.decode_float(codes) + 1) * 127.5
+    assert exact.dtype == np.float32 and 0 <= exact.min() and exact.max() <= 255
+    assert np.abs(tokenizer.decode(codes) - exact).max() <= 0.5 and (exact % 1 != 0).mean() > 0.5
 
 
 def run(*flags):

@@ -54,10 +54,9 @@ def caveats(results: Mapping[str, Any], protocol: Protocol, prompts: Prompts | N
 
 
 def text(heading: str, results: Mapping[str, Any], notes: list[str], missing: list[str]) -> str:
-    """What the command prints; lists by depth stand in the file alone."""
-    plain = {name: value for name, value in results.items() if not isinstance(value, list)}
-    width = max(map(len, plain))
-    lines = [heading, *(f"  {name:<{width}}  {format_value(value):>10}" for name, value in plain.items())]
+    """What the command prints."""
+    width = max(map(len, results))
+    lines = [heading, *(f"  {name:<{width}}  {format_value(value):>10}" for name, value in results.items())]
     if notes:
         lines += ["\nnotes"]
         lines += [textwrap.fill(note, 100, initial_indent="  - ", subsequent_indent="    ") for note in notes]

@@ -1,9 +1,10 @@
 """The protocols under which tokenizers are compared (METHOD section 7). Every figure carries its protocol's name.
 
-`official` is the released evaluation: input and reconstruction are truncated to 8 bits, written as JPEG, and compared
-by clean-fid's features, at the model's own resolution. `adm` is the one that most papers quote: 256 px, PNG, and the
-resize inside the graph that ADM's evaluation runs (torch-fidelity's; pytorch-fid's bilinear differs by half a pixel).
-PSNR, SSIM, L1 and LPIPS are those of the unrounded floats under both.
+`official` is the released evaluation, at the model's own resolution: input and reconstruction are truncated to 8 bits
+(the input has no more to begin with), written as JPEG, resized as clean-fid does and compared by Inception's features.
+`adm` is what most papers quote: 256 px, PNG, and the resize inside the graph that ADM's evaluation runs, which is also
+torch-fidelity's; pytorch-fid's bilinear differs by half a pixel. PSNR, SSIM, L1 and LPIPS are those of the unrounded
+reconstruction under both.
 """
 
 import dataclasses
