@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("say what to take: IMAGE…, --path=FOLDER, --split=train|eval, or --decode=CODES, one of them")
 
     try:
-        tokenizer = api.load(flags.workdir, flags.batch_size)
+        tokenizer = api.load(flags.workdir, flags.model_config, batch_size=flags.batch_size)
         if flags.decode:
             count, failed = decode_codes(tokenizer, flags.decode, flags.output, flags.limit), 0
         else:
@@ -50,7 +50,10 @@ def main(arguments: list[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dualtoken_jax.tokenize", description="Pictures → codes, and back.")
     parser.add_argument("images", type=Path, nargs="*", metavar="IMAGE", help="JPEG, PNG or WebP file")
-    parser.add_argument("--workdir", type=Path, required=True, help="folder of a tokenizer run")
+    parser.add_argument(
+        "--workdir", type=Path, required=True, help="folder of a tokenizer run, or anything that load opens"
+    )
+    parser.add_argument("--model_config", type=Path, help="config.json of a released checkpoint")
     parser.add_argument("--output", type=Path, required=True, help=".npz file, or folder of shards or PNGs")
     parser.add_argument("--source", default="folder", help="what --path is: a data.source of the recipes")
     parser.add_argument("--path", default="", help="pictures with their labels and captions")

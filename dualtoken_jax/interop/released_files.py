@@ -63,8 +63,8 @@ def write_released(
 ) -> None:
     """Fills `folder` with the weights, a config.json and the folder `siglip` that the released code builds on.
 
-    `siglip`: parameters of `Siglip`, the teacher; `tokenizer`: file of its tokenizer or folder with it, or ''. Without a text
-    tower in `tree` the state dict lacks its tensors, and the released code loads it with `strict=False` only.
+    `siglip`: parameters of `Siglip`, the teacher; `tokenizer`: file of its tokenizer or folder with it, or ''. Without
+    a text tower in `tree` the state dict lacks its tensors, and the released code loads it with `strict=False` only.
 
     The format has no place for the scenes' word tokenizer, the raw weights beside averaged ones, the optimizer's
     moments, the discriminator and the LPIPS network; nor for the settings that `released_config_json` lists.
