@@ -1,0 +1,119 @@
+"""The same training run twice, ours and in plain PyTorch: one recipe, one set of weights, both float64."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch_packages
+
+torch = torch_packages.imported("torch")
+
+from torch_discriminator import Discriminator as TorchDiscriminator  # noqa: E402
+from torch_step import Trainer  # noqa: E402
+from torch_twin import random_tree, torch_twin  # noqa: E402
+
+from dualtoken_jax.config import Config, LossConfig, TeacherConfig, TrainConfig  # noqa: E402
+from dualtoken_jax.data.dataset import DataConfig  # noqa: E402
+from dualtoken_jax.interop.name_table import to_tree  # noqa: E402
+from dualtoken_jax.interop.released import module_shapes  # noqa: E402
+from dualtoken_jax.interop.released_names import discriminator_table  # noqa: E402
+from dualtoken_jax.models.decoder import DecoderConfig  # noqa: E402
+from dualtoken_jax.models.discriminator import Discriminator, DiscriminatorConfig  # noqa: E402
+from dualtoken_jax.models.dualtoken import DualTokenConfig  # noqa: E402
+from dualtoken_jax.models.quantizer import QuantizerConfig  # noqa: E402
+from dualtoken_jax.models.siglip import SiglipConfig, TowerConfig  # noqa: E402
+from dualtoken_jax.optimizer import OptimizerConfig  # noqa: E402
+from dualtoken_jax.tasks import tokenizer  # noqa: E402
+from dualtoken_jax.tasks.state import new_state  # noqa: E402
+
+STEPS, ROWS, CODES = 20, 4, 24
+TOWER = TowerConfig(width=32, depth=3, heads=2, mlp_width=48)
+TRANSFORMER = DecoderConfig(kind="transformer", width=24, depth=1, heads=2)
+CONVOLUTIONAL = DecoderConfig(
+    channels=8, multipliers=(1, 2), residual_blocks=1, latent_grid=8, attention_grids=(8,), groups=4
+)
+
+
+def exact(schedule):
+    """That schedule in float64: of an int32 step it makes float32."""
+    return lambda config, steps: lambda step: schedule(config, steps)(jnp.asarray(step, jnp.float64))
+
+
+def attention(query, key, value, is_causal=False):
+    """jax.nn's over [B, N, heads, head_dim], whose softmax is float32 whatever it is given."""
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5
+    seen = jnp.tril(jnp.ones(logits.shape[-2:], bool)) if is_causal else True
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(jnp.where(seen, logits, -jnp.inf)), value)
+
+
+def doubled(tree):
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)
+
+
+def vocabulary(update: str, shared: bool, depth: int, threshold: float | None) -> QuantizerConfig:
+    return QuantizerConfig(
+        CODES, 8, depth, shared_codebook=shared, codebook_update=update, decay=0.9, restart_threshold=threshold
+    )
+
+
+def recipe(pixel: QuantizerConfig, semantic: QuantizerConfig, **options) -> Config:
+    siglip = SiglipConfig(16, 4, TOWER, dataclasses.replace(TOWER, depth=1), 40, 6, dtype="float64")
+    model = DualTokenConfig(
+        siglip=siglip,
+        pixel_layer=1,
+        semantic_layer=2,
+        shortcut_layer=0,
+        projection=options.get("projection", "linear"),
+        pixel=pixel,
+        semantic=semantic,
+        decoder=options.get("decoder", TRANSFORMER),
+    )
+    kind = options.get("discriminator", "leaky_hinge")
+    return Config(
+        name="parity",
+        task="tokenizer",
+        model=model,
+        data=DataConfig(),
+        train=TrainConfig(steps=STEPS, batch_size=ROWS),
+        optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=0.1, warmup_steps=3),
+        loss=LossConfig(perceptual=0.0, discriminator_start=4, discriminator_settled=10, discriminator=kind),
+        discriminator=DiscriminatorConfig(channels=8, groups=4),
+        discriminator_optimizer=OptimizerConfig(
+            learning_rate=1e-3, weight_decay=0.0, warmup_steps=4, final_learning_rate=5e-4
+        ),
+        teacher=TeacherConfig(path="the test's"),
+    )
+
+
+def weights(config: Config) -> tuple[dict, dict]:
+    """A tree with a codebook in its own statistics, and a SigLIP near its vision tower."""
+    tree = random_tree(config.model)
+    for branch, book in tree["codebooks"].items():
+        scale = 1.0 if branch == "pixel" else 0.5
+        count = 1 + book["count"]
+        embedding = (scale * book["embedding"]).astype(np.float32)
+        tree["codebooks"][branch] = {"embedding": embedding, "count": count, "sum": embedding * count[..., None]}
+    siglip = {name: tree[name] for name in ("text", "logit_scale", "logit_bias")}
+    return tree, siglip | {"vision": jax.tree.map(lambda x: np.float32(1.1) * x, tree["params"]["vision"])}
+
+
+def both(config: Config):
+    """Our task and state, and the PyTorch trainer, at step 0 of the same run."""
+    tree, siglip = weights(config)
+    torch.manual_seed(0)
+    critic = TorchDiscriminator(config.discriminator)
+    tensors = {name: value.numpy() for name, value in critic.state_dict().items()}
+    shapes = module_shapes(Discriminator, config.discriminator)
+    params = doubled(to_tree(discriminator_table(), tensors, shapes, "the test's discriminator"))
+    task = tokenizer.Tokenizer(config)
+    rest = {"discriminator": params, "discriminator_optimizer": task.discriminator_optimizer.init(params)}
+    rest |= {"codebooks": doubled(tree["codebooks"]), "frozen": {"siglip": doubled(siglip)}}
+    state = new_state(doubled(tree["params"]), task.optimizer, config.train, jax.random.key(0), **rest)
+
+    model = torch_twin({name: tree[name] for name in ("params", "codebooks")}, config.model).double()
+    twin = torch_twin(
+        {"params": tree["params"] | {"vision": siglip["vision"]}, "codebooks": tree["codebooks"]}, config.model
+    )
+    teacher = twin.siglip_model.vision_model.double()
+    return task, state, Trainer(config, model, teacher, critic.double())
