@@ -92,7 +92,7 @@ def demo() -> Config:
         task="tokenizer",
         model=model,
         data=DataConfig(scenes=ScenesConfig(single_fraction=0.9, detail=0.1, difficulty=0.4)),
-        train=TrainConfig(steps=1_300, batch_size=64, log_every=50, checkpoint_every=500),
+        train=TrainConfig(steps=1_600, batch_size=64, log_every=50, checkpoint_every=500),
         optimizer=OptimizerConfig(learning_rate=1.5e-3, b1=0.9, b2=0.99, warmup_steps=100, clip_norm=1.0),
         # At 32 px w sticks to its lower limit, 0.3, which is far too much: a small weight makes up for it.
         loss=LossConfig(
@@ -100,8 +100,8 @@ def demo() -> Config:
             generator=0.005,
             discriminator="hinge",  # the leaky one is unbounded below, and a winning discriminator ran away with it
             perceptual_network="teacher",
-            discriminator_start=1_000,
-            discriminator_settled=1_150,
+            discriminator_start=1_250,
+            discriminator_settled=1_420,
         ),
         discriminator=DiscriminatorConfig(channels=16, groups=8),
         discriminator_optimizer=OptimizerConfig(
@@ -110,7 +110,7 @@ def demo() -> Config:
         teacher=TeacherConfig(
             # A text tower as fast as the images' first learns to ignore what they cannot show yet, the shapes.
             contrastive="softmax",
-            train=TrainConfig(steps=2_600, batch_size=64, log_every=50, checkpoint_every=500),
+            train=TrainConfig(steps=3_000, batch_size=64, log_every=50, checkpoint_every=500),
             optimizer=OptimizerConfig(
                 learning_rate=1e-3, b1=0.9, b2=0.98, warmup_steps=100, clip_norm=1.0, slow_modules=("text",)
             ),

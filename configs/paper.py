@@ -5,8 +5,9 @@ hardware and time are not measured. One training image costs about 7.5 TFLOP at 
 section 12, an estimate). Verified here: that every recipe is a consistent config, that its parameters have the sizes of
 METHOD section 12, and the released code's networks, losses and updates at tiny size (tests/test_released*.py).
 
-All need `weights/teacher` (a SigLIP of that shape), `weights/lpips_vgg16.safetensors` and a folder of pictures in
-`data/images`; name others with --config.teacher.path, --config.loss.lpips_path and --config.data.path.
+All need the SigLIP that `_run` names in `weights/` (a copy of Hugging Face's folder google/NAME, tokenizer included),
+LPIPS's weights in `weights/lpips` (see interop/lpips.py) and a folder of pictures in `data/images`; name others with
+--config.teacher.path, --config.tokenizer, --config.loss.lpips_path and --config.data.path.
 """
 
 import dataclasses
@@ -33,7 +34,8 @@ def so400m_384() -> Config:
     intended (`per_step`), which the released code is not (`per_step_aliased`).
     """
     siglip = SiglipConfig(vocabulary=256_000, dtype="bfloat16", remat="full")
-    return _run("so400m_384", DualTokenConfig(siglip=siglip, pixel=_released_pixel(8), semantic=QuantizerConfig()))
+    model = DualTokenConfig(siglip=siglip, pixel=_released_pixel(8), semantic=QuantizerConfig())
+    return _run("so400m_384", model, "siglip2-so400m-patch14-384")
 
 
 def so400m_256() -> Config:
@@ -47,7 +49,7 @@ def so400m_256() -> Config:
     model = DualTokenConfig(
         siglip=siglip, pixel=_released_pixel(4), semantic=QuantizerConfig(depth=4), decoder=_DECODER_256
     )
-    return _run("so400m_256", model)
+    return _run("so400m_256", model, "siglip2-so400m-patch16-256")
 
 
 def paper_l16_256() -> Config:
@@ -60,7 +62,8 @@ def paper_l16_256() -> Config:
     """
     siglip = SiglipConfig(256, 16, vision=_LARGE, text=_LARGE, dtype="bfloat16", remat="full")
     model = DualTokenConfig(siglip=siglip, semantic_layer=23, decoder=_DECODER_256)
-    return _run("paper_l16_256", _as_in_the_paper(model, depth=4), batch_size=64, discriminator="hinge")
+    model = _as_in_the_paper(model, depth=4)
+    return _run("paper_l16_256", model, "siglip-large-patch16-256", batch_size=64, discriminator="hinge")
 
 
 def paper_so400m_384() -> Config:
@@ -73,7 +76,7 @@ def paper_so400m_384() -> Config:
     """
     siglip = SiglipConfig(dtype="bfloat16", remat="full")
     model = _as_in_the_paper(DualTokenConfig(siglip=siglip), depth=8)
-    return _run("paper_so400m_384", model, batch_size=64, discriminator="hinge")
+    return _run("paper_so400m_384", model, "siglip-so400m-patch14-384", batch_size=64, discriminator="hinge")
 
 
 def improved_384() -> Config:
@@ -94,7 +97,7 @@ def improved_384() -> Config:
     )  # fmt: skip
     # Every token sees the whole image on the way up (METHOD section 2: the better-behaved alternative to causal).
     model = DualTokenConfig(siglip=siglip, post_attention="full", pixel=quantizer, semantic=quantizer)
-    config = _run("improved_384", model)
+    config = _run("improved_384", model, "siglip2-so400m-patch16-384")
     return dataclasses.replace(
         config,
         # Gram in place of the GAN: AToken, arXiv 2509.14476 (METHOD section 10: rFID 0.258 at 256 px).
@@ -130,7 +133,7 @@ def _restart_threshold(vectors: int) -> float:
     return min(1.0, vectors / QuantizerConfig().codes / 11.4)
 
 
-def _run(name: str, model: DualTokenConfig, batch_size: int = 256, discriminator="leaky_hinge") -> Config:
+def _run(name: str, model: DualTokenConfig, teacher: str, batch_size: int = 256, discriminator="leaky_hinge") -> Config:
     epoch = _EPOCH // batch_size  # steps
     # Discriminator on half-way through the first epoch, its loss scaled from the second one on.
     return Config(
@@ -144,8 +147,9 @@ def _run(name: str, model: DualTokenConfig, batch_size: int = 256, discriminator
             discriminator=discriminator,
             discriminator_start=epoch // 2,
             discriminator_settled=epoch,
-            lpips_path="weights/lpips_vgg16.safetensors",
+            lpips_path="weights/lpips",
         ),
         discriminator_optimizer=OptimizerConfig(weight_decay=0.0, warmup_steps=epoch // 2, final_learning_rate=4e-5),
-        teacher=TeacherConfig(path="weights/teacher"),
+        teacher=TeacherConfig(path=f"weights/{teacher}"),
+        tokenizer=f"weights/{teacher}",
     )
