@@ -26,7 +26,7 @@ for file in pt safetensors; do
   "$python" -m dualtoken_jax.export --workdir="$workdir" --output="$folder/released_$file" --format=released --file=$file ||
     echo "the released format is not checked"
 done
-"$python" benchmarks/export_outputs.py --workdir="$workdir" --output="$folder/outputs.npz"
+PYTHONPATH=$PWD "$python" benchmarks/export_outputs.py --workdir="$workdir" --output="$folder/outputs.npz"
 
 "$python" -m venv "$folder/fresh"
 # shellcheck disable=SC2086

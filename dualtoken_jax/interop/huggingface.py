@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dualtoken_jax.config import from_dict
-from dualtoken_jax.data.words import WordTokenizer
 from dualtoken_jax.interop.files import WeightFileError, read_tensors
 from dualtoken_jax.interop.name_table import Entry, to_state_dict, to_tree
 from dualtoken_jax.interop.output import write_json, write_shards
@@ -84,10 +83,6 @@ def read_export(path: str | Path) -> Export:
         name, step = source["recipe"], source["step"]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise WeightFileError(f"{path / CONFIG} is damaged or of another program: {error!r}; export again") from error
-    if words is not None and words != WordTokenizer(1).words:
-        raise WeightFileError(
-            f"{path} was exported with another list of words, so texts would get wrong ids; export again"
-        )
     tensors = read_tensors(path)
     if has_text(tensors) != text:
         raise WeightFileError(f"{path}: config.json says text_tower {text}, its weights do not; export again")

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from dualtoken_jax.interop.files import INDEX, SINGLE, WeightFileError, read_tensors
 from dualtoken_jax.interop.name_table import StateDict
 from dualtoken_jax.interop.output import write_json, write_safetensors
@@ -63,7 +65,7 @@ def write_released(
 ) -> None:
     """Fills `folder` with the weights, a config.json and the folder `siglip` that the released code builds on.
 
-    `siglip`: parameters of `Siglip`, the teacher; `tokenizer`: file of its tokenizer or folder with it, or ''. Without
+    `siglip`: parameters of `Siglip`, the teacher; `tokenizer`: its tokenizer's file, or folder with it, or ''. Without
     a text tower in `tree` the state dict lacks its tensors, and the released code loads it with `strict=False` only.
 
     The format has no place for the scenes' word tokenizer, the raw weights beside averaged ones, the optimizer's
@@ -90,5 +92,6 @@ def _write_torch(file: Path, tensors: StateDict, name: str) -> None:
         import torch
     except ImportError as error:
         raise WeightFileError("a .pt file needs torch: pip install torch, or use --file=safetensors") from error
+    state = {key: torch.from_numpy(np.require(x, requirements="W")) for key, x in tensors.items()}
     # Epochs are the released code's way to count; a run of ours counts steps, and starts there as a new one.
-    torch.save({"epoch": 0, "name": name, "state_dict": {n: torch.from_numpy(x) for n, x in tensors.items()}}, file)
+    torch.save({"epoch": 0, "name": name, "state_dict": state}, file)
