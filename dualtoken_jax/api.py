@@ -18,6 +18,7 @@ from dualtoken_jax import sharding
 from dualtoken_jax.config import ConfigError
 from dualtoken_jax.data.arrays import pictures_of
 from dualtoken_jax.data.images import resize_crop
+from dualtoken_jax.evaluation.metrics import unit
 from dualtoken_jax.models import bind, definition
 from dualtoken_jax.models.dualtoken import DualToken, decode, forward
 from dualtoken_jax.models.quantizer import Codebook, quantize
@@ -116,7 +117,7 @@ class ImageTokenizer:
 
     def embed_image(self, images: Images) -> np.ndarray:
         """Embeddings of the quantized images, float32 [B, C] of unit length, as the texts' are."""
-        return _unit(self._in_batches(self._embed_image, self.prepare(images)))
+        return unit(self._in_batches(self._embed_image, self.prepare(images)))
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of texts, float32 [n, C] of unit length."""
@@ -126,7 +127,7 @@ class ImageTokenizer:
             raise ValueError(f"{self.name} was exported without its text tower; export it with one to embed texts")
         if self._text_tokenizer is None:
             raise ValueError(f"{self.name} came without its text tokenizer: load(…, tokenizer='FOLDER/tokenizer.json')")
-        return _unit(self._in_batches(self._embed_text, self._text_tokenizer.encode(list(texts))))
+        return unit(self._in_batches(self._embed_text, self._text_tokenizer.encode(list(texts))))
 
     def prepare(self, images: Images) -> np.ndarray:
         """The images as the model sees them: uint8 [B, R, R, 3] of the model's resolution R."""
@@ -178,8 +179,3 @@ class ImageTokenizer:
 
     def _embed_text_step(self, tree: dict, ids: jax.Array) -> jax.Array:
         return bind(self._text_tower, tree["text"])(ids)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    vectors = np.asarray(vectors, np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-8)
