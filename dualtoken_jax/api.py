@@ -80,6 +80,11 @@ class ImageTokenizer:
         return self.model.siglip.image_size
 
     @property
+    def embeds_text(self) -> bool:
+        """Whether there are a text tower and a text tokenizer, without which `embed_text` raises."""
+        return "text" in self._tree and self._text_tokenizer is not None
+
+    @property
     def codebooks(self) -> dict[str, Codebook]:
         """By vocabulary."""
         return self._tree["codebooks"]

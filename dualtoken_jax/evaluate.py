@@ -16,6 +16,7 @@ from pathlib import Path
 from dualtoken_jax import job
 from dualtoken_jax.checkpoint import load_config
 from dualtoken_jax.evaluation.protocols import PROTOCOLS
+from dualtoken_jax.flags import positive
 from dualtoken_jax.protocol_run import run_protocol
 
 
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     except job.EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
     if not complete:
-        sys.exit("error: a file that was asked for is missing, see above; the rest is computed")
+        sys.exit("error: something that was asked for is left out, see above; the rest is computed")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,16 +52,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--retrieval", type=Path, metavar="FILE", help="Flickr8k.token.txt")
     add("--retrieval_images", type=Path, metavar="DIR", help="the pictures that it describes")
     add("--retrieval_split", type=Path, metavar="FILE", help="names to take, as Flickr_8k.testImages.txt; else all")
-    add("--limit", type=_positive, help="measure N pictures only, spread over all")
-    add("--batch_size", type=_positive, default=16, help="pictures computed at a time")
+    add("--limit", type=positive, help="measure N pictures only, spread over all")
+    add("--batch_size", type=positive, default=16, help="pictures computed at a time")
     add("--output", type=Path, metavar="FILE", help="JSON; default: evaluation_PROTOCOL.json in the folder --workdir")
     return parser
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
 
 
 def _check(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """evaluate's part with a protocol: opens what the flags name, measures, prints and writes the figures."""
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -15,17 +16,28 @@ from dualtoken_jax.data.dataset import open_source
 from dualtoken_jax.data.sources import Folder, Selection, Source, spread
 from dualtoken_jax.evaluation import protocol_report
 from dualtoken_jax.evaluation.fid import InceptionFeatures
-from dualtoken_jax.evaluation.imagenet import check_labels, read_prompts
-from dualtoken_jax.evaluation.protocols import PROTOCOLS, Weights, measure
+from dualtoken_jax.evaluation.imagenet import RECIPE, check_labels, read_prompts
+from dualtoken_jax.evaluation.protocols import PROTOCOLS, Protocol, Weights, measure_protocol
 from dualtoken_jax.evaluation.retrieval import read_captions, retrieval
 from dualtoken_jax.interop.inception import load_inception
 from dualtoken_jax.interop.lpips import load_lpips
+from dualtoken_jax.interop.published import INCEPTION, LPIPS_LINEAR, VGG16
 
 _SHOWN = 5  # unusable pictures that are named
 
+# What is left out without a flag, and how to get it.
+NO_INCEPTION = f"rFID needs --inception=FILE\n{INCEPTION}"
+NO_LPIPS = f"LPIPS needs --lpips FILE FILE\n{VGG16}\n{LPIPS_LINEAR}"
+NO_CLASSES = f"zero-shot classification needs --classes=imagenet.json, which open_clip makes:\n{RECIPE}"
+NO_RETRIEVAL = "retrieval needs --retrieval=Flickr8k.token.txt --retrieval_images=DIR, both of the Flickr8K dataset"
+NO_TEXTS = (
+    "zero-shot classification and retrieval need a text tower, which an export --without_text lacks,\n"
+    "and its text tokenizer: --text_tokenizer=FILE"
+)
+
 
 def run_protocol(flags: argparse.Namespace) -> bool:
-    """Prints and writes the figures; False where a weight file that was asked for is not there."""
+    """Prints and writes the figures; False where something that was asked for is left out."""
     protocol, problems = PROTOCOLS[flags.protocol], _Problems()
     _check_files(flags)
     source, where = _open_pictures(flags)
@@ -36,17 +48,32 @@ def run_protocol(flags: argparse.Namespace) -> bool:
     captions = _open_captions(flags)
     tokenizer = api.load(flags.workdir, flags.model_config, flags.text_tokenizer, flags.batch_size)
 
-    results = measure(tokenizer, source, protocol, weights, problems)
-    if captions:
-        results |= retrieval(tokenizer, captions, flags.retrieval_images, problems)
-    notes = list(protocol_report.caveats(results, protocol, weights.prompts))
+    complete = not absent
+    if not tokenizer.embeds_text and (weights.prompts or captions):
+        weights, captions, complete = dataclasses.replace(weights, prompts=None), {}, False
+        missing.append(NO_TEXTS)
+
     facts = {"protocol": protocol.name, "model": tokenizer.name, "step": tokenizer.step, "pictures": where}
     facts["pixels"] = tokenizer.image_size
-    results = protocol_report.named(results, protocol)
+    results = measure_protocol(tokenizer, source, protocol, weights, problems)
+    if captions:
+        _write(flags, facts | _contents(results, weights, missing, protocol))  # whatever becomes of the retrieval
+        try:
+            results |= retrieval(tokenizer, captions, flags.retrieval_images, problems)
+        except (OSError, ValueError) as error:
+            complete = False
+            missing.append(f"retrieval: {error}")
+    contents = _contents(results, weights, missing, protocol)
     heading = "{protocol}: {model} at step {step}, {pictures} at {pixels} px\n".format(**facts)
-    print(protocol_report.text(heading, results, notes, missing))
-    _write(flags, facts | {"results": results, "notes": notes, "left_out": missing})
-    return not absent
+    print(protocol_report.text(heading, contents["results"], contents["notes"], missing))
+    written = _write(flags, facts | contents)
+    print(f"\nwritten to {written}" if written else "\nnot written to a file: give --output=FILE.json")
+    return complete
+
+
+def _contents(results: dict, weights: Weights, missing: list[str], protocol: Protocol) -> dict[str, Any]:
+    notes = list(protocol_report.caveats(results, protocol, weights.prompts))
+    return {"results": protocol_report.named(results, protocol), "notes": notes, "left_out": missing}
 
 
 class _Problems:
@@ -94,10 +121,10 @@ def _open_weights(flags: argparse.Namespace, source: Source, absent: list[Path])
     missing = [
         note
         for found, note in (
-            (inception, protocol_report.NO_INCEPTION),
-            (lpips, protocol_report.NO_LPIPS),
-            (prompts, protocol_report.NO_CLASSES),
-            (flags.retrieval, protocol_report.NO_RETRIEVAL),
+            (inception, NO_INCEPTION),
+            (lpips, NO_LPIPS),
+            (prompts, NO_CLASSES),
+            (flags.retrieval, NO_RETRIEVAL),
         )
         if found is None
     ]
@@ -120,17 +147,16 @@ def _check_files(flags: argparse.Namespace) -> None:
     for flag in ("classes", "retrieval", "retrieval_images", "retrieval_split"):
         path = getattr(flags, flag)
         if path and not path.exists():
-            needed = {"classes": protocol_report.NO_CLASSES}.get(flag, protocol_report.NO_RETRIEVAL)
+            needed = {"classes": NO_CLASSES}.get(flag, NO_RETRIEVAL)
             raise ConfigError(f"--{flag}={path}: there is no such file; {needed}")
 
 
-def _write(flags: argparse.Namespace, contents: dict[str, Any]) -> None:
+def _write(flags: argparse.Namespace, contents: dict[str, Any]) -> Path | None:
     path = flags.output
     if path is None and flags.workdir.is_dir():
         path = flags.workdir / f"evaluation_{flags.protocol}.json"
     if path is None:
-        print("\nnot written to a file: give --output=FILE.json")
-        return
+        return None
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(contents, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"\nwritten to {path}")
+    return path

@@ -23,6 +23,7 @@ from dualtoken_jax.data.codes import CodesHeader, Record, read_codes, write_npz,
 from dualtoken_jax.data.dataset import DataConfig, open_source
 from dualtoken_jax.data.pictures import Picture, picture_groups
 from dualtoken_jax.data.sources import Files, Source
+from dualtoken_jax.flags import positive
 from dualtoken_jax.models.dualtoken import DualTokenConfig
 
 
@@ -68,13 +69,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--decode", type=Path, metavar="CODES", help=".npz file or folder of shards to make PNGs of")
     parser.add_argument("--batch_size", type=positive, default=64, help="pictures computed at a time")
     return parser
-
-
-def positive(text: str) -> int:
-    """A flag's integer from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least 1")
-    return int(text)
 
 
 def encode_pictures(tokenizer: api.ImageTokenizer, flags: argparse.Namespace) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from inception_twin import random_state
 from PIL import Image
 
 import dualtoken_jax
-from dualtoken_jax import evaluate
+from dualtoken_jax import evaluate, export, protocol_run
 from dualtoken_jax.api import Codes
 from dualtoken_jax.config import ConfigError
 from dualtoken_jax.data.sources import Example, Folder, spread
@@ -88,9 +88,8 @@ PROMPTS = imagenet.Prompts(("red", "green", "blue"), ("a {} picture", "the {} th
 
 def measure(folder, side, protocol, **weights):
     tokenizer, problems = Blur(side), []
-    results = protocols.measure(
-        tokenizer, Folder(folder, "all"), protocol, protocols.Weights(**weights), problems.append
-    )
+    source, weights = Folder(folder, "all"), protocols.Weights(**weights)
+    results = protocols.measure_protocol(tokenizer, source, protocol, weights, problems.append)
     return results, tokenizer, problems
 
 
@@ -169,7 +168,7 @@ def test_lpips_joins_the_figures(folder, monkeypatch):
 def test_a_model_without_decoder_is_measured_by_its_codes(folder):
     blur = Blur(64, "semantic_only")
     weights = protocols.Weights(Colours(), None, PROMPTS)
-    results = protocols.measure(blur, Folder(folder, "all"), protocols.OFFICIAL, weights, lambda problem: None)
+    results = protocols.measure_protocol(blur, Folder(folder, "all"), protocols.OFFICIAL, weights, lambda problem: None)
     assert results["zero_shot_top1"] == 1 and "codebook_use_semantic" in results
     assert not {"psnr", "frechet_inception", "bits_per_pixel"} & results.keys()
     assert any("no decoder" in note for note in protocol_report.caveats(results, protocols.OFFICIAL, PROMPTS))
@@ -299,7 +298,7 @@ def test_the_command_names_a_missing_weight_file_and_computes_the_rest(tokenizer
     )
     run_on = (f"--workdir={tokenizer_workdir}", "--protocol=official", f"--images={folder}", "--batch_size=8")
     assert "holds none of the 3 pictures" in failure(*run_on, *flickr)
-    assert "a file that was asked for is missing" in failure(*run_on, *files, f"--output={output}")
+    assert "something that was asked for is left out" in failure(*run_on, *files, f"--output={output}")
     printed = capsys.readouterr()
     assert f"there is no file {tmp_path / 'gone.pth'}" in printed.err and "broken.jpg" in printed.err
     assert "1 of 10 pictures could not be used" in printed.out
@@ -308,7 +307,7 @@ def test_the_command_names_a_missing_weight_file_and_computes_the_rest(tokenizer
     assert results["zero_shot_top5_official"] == 1  # of three classes
 
 
-def test_the_command_refuses_what_cannot_be(tokenizer_workdir, folder, tmp_path):
+def test_the_command_refuses_what_cannot_be(tokenizer_workdir, folder, tmp_path, capsys):
     official = (f"--workdir={tokenizer_workdir}", "--protocol=official")
     (tmp_path / "wrong.safetensors").write_bytes(b"12345678")
     for flags, message in (
@@ -318,10 +317,51 @@ def test_the_command_refuses_what_cannot_be(tokenizer_workdir, folder, tmp_path)
         ([*official, f"--images={folder}", f"--classes={tmp_path / 'gone.json'}"], "no such file.*open_clip"),
         ([f"--workdir={tmp_path}", "--protocol=official"], "is no run with pictures of its own.*--images=DIR"),
         ([f"--workdir={tokenizer_workdir}", "--protocol=adm"], "'adm' is defined at 256 px"),
-        ([f"--workdir={tokenizer_workdir}", f"--images={folder}"], "2"),  # argparse's own
-        ([*official, "--retrieval=x"], "2"),
     ):
         assert re.search(message, failure(*flags), re.DOTALL), flags
+    for flags, message in (
+        ([f"--workdir={tokenizer_workdir}", f"--images={folder}"], "--images needs --protocol=official|adm"),
+        ([*official, "--retrieval=x"], "--retrieval_images=DIR go together"),
+        ([*official, "--limit=0"], "'0' must be an integer of at least 1"),
+    ):
+        assert failure(*flags) == "2" and message in capsys.readouterr().err, flags
+
+
+@pytest.fixture
+def flickr(folder, tmp_path):
+    """Flags for two pictures with captions, and class names."""
+    (tmp_path / "classes.json").write_text(json.dumps(PROMPTS._asdict()))
+    tokens = captions(tmp_path, "a_red/0.png#0\tred\nb_green/0.png#0\tgreen\n")
+    return f"--retrieval={tokens}", f"--retrieval_images={folder}", f"--classes={tmp_path / 'classes.json'}"
+
+
+def test_a_model_without_texts_is_measured_by_the_rest(tokenizer_workdir, folder, flickr, tmp_path, capsys):
+    export.main([f"--workdir={tokenizer_workdir}", f"--output={tmp_path / 'out'}", "--format=huggingface",
+                 "--without_text"])  # fmt: skip
+    assert not dualtoken_jax.load(tmp_path / "out").embeds_text
+    message = failure(f"--workdir={tmp_path / 'out'}", "--protocol=official", f"--images={folder}", *flickr)
+    written = json.loads((tmp_path / "out" / "evaluation_official.json").read_text())
+    assert "left out" in message and written["results"]["images_official"] == 9
+    assert protocol_run.NO_TEXTS in written["left_out"] and "--text_tokenizer=FILE" in capsys.readouterr().out
+    assert not any(name.startswith(("zero_shot", "flickr8k")) for name in written["results"])
+
+
+def test_figures_survive_a_retrieval_that_fails(tokenizer_workdir, folder, flickr, tmp_path, monkeypatch):
+    output, retrieve, before = tmp_path / "out.json", protocol_run.retrieval, []
+
+    def unreadable(tokenizer, captions, images, report):
+        before.append(json.loads(output.read_text()))
+        return retrieve(tokenizer, captions, tmp_path, report)
+
+    flags = (f"--workdir={tokenizer_workdir}", "--protocol=official", f"--images={folder}", f"--output={output}")
+    run(*flags, *flickr)
+    assert json.loads(output.read_text())["results"]["flickr8k_images_official"] == 2
+    output.unlink()
+    monkeypatch.setattr(protocol_run, "retrieval", unreadable)
+    assert "left out" in failure(*flags, *flickr)
+    after = json.loads(output.read_text())
+    assert after["results"] == before[0]["results"] and "zero_shot_top1_official" in after["results"]
+    assert "retrieval: none of the 2 pictures" in after["left_out"][-1]
 
 
 @pytest.mark.slow

@@ -45,15 +45,15 @@ class FrechetInception:
     def __init__(self, features: InceptionFeatures, prepare: Prepare) -> None:
         """`prepare` is called in threads."""
         self._features, self._prepare = features, prepare
-        self._threads = ThreadPoolExecutor(os.cpu_count())
         self._inputs = FeatureStatistics.empty(features.channels)
         self._reconstructions = FeatureStatistics.empty(features.channels)
 
     def add(self, images: np.ndarray, reconstructions: np.ndarray) -> None:
         """Two batches [n, H, W, 3] of values from 0 to 255, not rounded."""
-        for statistics, pictures in ((self._inputs, images), (self._reconstructions, reconstructions)):
-            pixels = np.stack(list(self._threads.map(self._prepare, pictures)))
-            statistics.add(self._features(pixels), np.ones(len(pixels)))
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            for statistics, pictures in ((self._inputs, images), (self._reconstructions, reconstructions)):
+                pixels = np.stack(list(threads.map(self._prepare, pictures)))
+                statistics.add(self._features(pixels), np.ones(len(pixels)))
 
     def distance(self) -> float:
         """ValueError for fewer than two pictures."""

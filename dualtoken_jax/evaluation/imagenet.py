@@ -1,11 +1,7 @@
 """Zero-shot classification of a labelled folder with class names and templates from a file (METHOD section 7).
 
-The file of ImageNet's 1000 names and the 80 templates, as open_clip has them:
-
-    python -c "import json, open_clip as o; json.dump({'classes': list(o.IMAGENET_CLASSNAMES),
-        'templates': [t('{}') for t in o.OPENAI_IMAGENET_TEMPLATES]}, open('imagenet.json', 'w'))"
-
-The names are in the order of the synsets, and so are the sorted sub-folders n01440764 … n15075141.
+RECIPE makes the file of ImageNet's 1000 names and the 80 templates, as open_clip has them. The names are in the order
+of the synsets, and so are the sorted sub-folders n01440764 … n15075141.
 """
 
 import json

@@ -4,18 +4,11 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dualtoken_jax.evaluation.imagenet import CLASSES, RECIPE, TEMPLATES, Prompts
+from dualtoken_jax.evaluation.imagenet import CLASSES, TEMPLATES, Prompts
 from dualtoken_jax.evaluation.protocols import IMAGES, Protocol, distance_name
 from dualtoken_jax.evaluation.report import format_value
 from dualtoken_jax.evaluation.retrieval import TEST_IMAGES
-from dualtoken_jax.interop.published import INCEPTION, LPIPS_LINEAR, VGG16
 from dualtoken_jax.models.inception import CHANNELS
-
-# What is left out without a flag, and how to get it.
-NO_INCEPTION = f"rFID needs --inception=FILE\n{INCEPTION}"
-NO_LPIPS = f"LPIPS needs --lpips FILE FILE\n{VGG16}\n{LPIPS_LINEAR}"
-NO_CLASSES = f"zero-shot classification needs --classes=imagenet.json, which open_clip makes:\n{RECIPE}"
-NO_RETRIEVAL = "retrieval needs --retrieval=Flickr8k.token.txt --retrieval_images=DIR, both of the Flickr8K dataset"
 
 
 def named(results: Mapping[str, Any], protocol: Protocol) -> dict[str, Any]:

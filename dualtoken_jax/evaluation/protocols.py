@@ -9,12 +9,11 @@ reconstruction under both.
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from dualtoken_jax.api import Codes, ImageTokenizer
 from dualtoken_jax.config import ConfigError
 from dualtoken_jax.data.pictures import Picture, picture_groups
 from dualtoken_jax.data.sources import Source
@@ -23,6 +22,9 @@ from dualtoken_jax.evaluation.image_files import clean_bicubic, tensorflow_bilin
 from dualtoken_jax.evaluation.imagenet import Prompts, ZeroShot
 from dualtoken_jax.evaluation.measure import bit_rates, codebook_use
 from dualtoken_jax.evaluation.similarity import Similarity
+
+if TYPE_CHECKING:  # the room above, whose objects come in as arguments
+    from dualtoken_jax.api import Codes, ImageTokenizer
 
 IMAGES = 50_000  # ImageNet's validation pictures, over which rFID is published
 
@@ -40,7 +42,7 @@ class Protocol:
         """One picture [H, W, 3] from 0 to 255, not rounded, as Inception sees it."""
         return self.resized(self.stored(values))
 
-    def check(self, tokenizer: ImageTokenizer) -> None:
+    def check(self, tokenizer: "ImageTokenizer") -> None:
         """Raises ConfigError for a model that the protocol is not defined for."""
         if self.side not in (None, tokenizer.image_size):
             raise ConfigError(
@@ -63,8 +65,8 @@ class Weights:
     prompts: Prompts | None = None  # class names and templates
 
 
-def measure(
-    tokenizer: ImageTokenizer, source: Source, protocol: Protocol, weights: Weights, report: Callable[[str], None]
+def measure_protocol(
+    tokenizer: "ImageTokenizer", source: Source, protocol: Protocol, weights: Weights, report: Callable[[str], None]
 ) -> dict[str, Any]:
     """All figures of `source` in one pass; names are without the protocol's.
 
@@ -105,7 +107,7 @@ def distance_name(images: int) -> str:
 class _Pictures:
     """Batches of usable pictures: uint8 [n, R, R, 3], labels [n] with −1 for none; counts the others."""
 
-    def __init__(self, tokenizer: ImageTokenizer, source: Source, report: Callable[[str], None]) -> None:
+    def __init__(self, tokenizer: "ImageTokenizer", source: Source, report: Callable[[str], None]) -> None:
         self._source, self._report = source, report
         self._groups = picture_groups(source, tokenizer.image_size, tokenizer.batch_size)
         self.used = self.unusable = 0
@@ -135,7 +137,7 @@ class CodeUse:
         self._sizes = {branch: model.quantizer(branch) for branch in model.branches}
         self._counts = {branch: np.zeros((size.depth, size.codes), np.int64) for branch, size in self._sizes.items()}
 
-    def add(self, codes: Codes) -> None:
+    def add(self, codes: "Codes") -> None:
         """Codes [n, h, w, D] by vocabulary."""
         for branch, counts in self._counts.items():
             found = getattr(codes, branch)
