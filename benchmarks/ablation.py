@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import platform
@@ -50,15 +51,32 @@ def run(variant: str, seed: int, arguments: argparse.Namespace) -> dict:
     """The evaluation of one variant and seed."""
     workdir = arguments.workdir / f"{variant}-{seed}"
     results = workdir / "evaluation.json"
-    if not results.exists():
+    settings = {
+        "seed": seed,
+        "teacher.path": str(arguments.teacher),
+        "train.steps": arguments.steps,
+        "data.eval_examples": 1024,
+        "loss.discriminator_start": int(0.8 * arguments.steps),
+    }
+    if results.exists():
+        check_reuse(workdir, settings)
+    else:
         command = [sys.executable, "-m", "dualtoken_jax.main", f"--config=configs/tokenizer.py:{variant}"]
-        command += [f"--workdir={workdir}", f"--config.seed={seed}", f"--config.teacher.path={arguments.teacher}"]
-        command += [f"--config.train.steps={arguments.steps}", "--config.data.eval_examples=1024"]
-        command += [f"--config.loss.discriminator_start={int(0.8 * arguments.steps)}"]
+        command += [f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in settings.items())]
         # One compilation for the seeds of a variant.
         cache = {"JAX_COMPILATION_CACHE_DIR": str(arguments.workdir.absolute() / "compilation_cache")}
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | cache)
     return json.loads(results.read_text())
+
+
+def check_reuse(workdir: Path, settings: dict) -> None:
+    """Ends the program, naming the difference, unless the run in `workdir` was made with these settings."""
+    config = json.loads((workdir / "config.json").read_text())
+    for name, wanted in settings.items():
+        found = functools.reduce(lambda part, key: part[key], name.split("."), config)
+        same = Path(found).resolve() == Path(wanted).resolve() if name.endswith("path") else found == wanted
+        if not same:
+            sys.exit(f"error: {workdir} was made with {name} {found!r}, not {wanted!r}; remove it or use --workdir")
 
 
 def summary(runs: dict[str, list[dict]], metrics: Sequence[str]) -> str:
