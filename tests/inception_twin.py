@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch_packages import imported
 
 from dualtoken_jax.evaluation.image_files import clean_bicubic, tensorflow_bilinear
 from dualtoken_jax.interop.inception import inception_shapes, inception_table
 from dualtoken_jax.interop.name_table import to_state_dict
 
 RECORD = Path(__file__).parent / "data" / "inception.npz"
-_LIBRARIES: dict = {}  # an operator lives as long as the library that declares it
 
 
 def images() -> list[np.ndarray]:
@@ -47,23 +47,10 @@ def _map(function, tree):
     return {key: _map(function, node) for key, node in tree.items()} if isinstance(tree, dict) else function(tree)
 
 
-def torch_package(name: str):
-    """A package that imports torchvision, or a skipped test.
-
-    torchvision beside a torch of another build has no operators of its own: two must be declared before its import.
-    """
-    torch = pytest.importorskip("torch")
-    if not _LIBRARIES and not hasattr(torch.ops.torchvision, "nms"):
-        _LIBRARIES["torchvision"] = library = torch.library.Library("torchvision", "FRAGMENT")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return pytest.importorskip(name)
-
-
 def torch_features() -> np.ndarray:
     """[4, 2048]: torch-fidelity of the three images, from uint8 on, and pytorch-fid's network of clean-fid's pixels."""
-    fidelity = torch_package("torch_fidelity.feature_extractor_inceptionv3")
-    package = torch_package("pytorch_fid.inception")
+    fidelity = imported("torch_fidelity.feature_extractor_inceptionv3")
+    package = imported("pytorch_fid.inception")
     import torch
 
     state = {name: torch.tensor(tensor) for name, tensor in random_state().items()}

@@ -7,9 +7,9 @@ import zlib
 
 import numpy as np
 import pytest
-from inception_twin import torch_package
 from PIL import Image
 from scipy import stats
+from torch_packages import imported
 
 from dualtoken_jax.data import images
 from dualtoken_jax.data.images import BadImage, decode, resize_crop
@@ -219,7 +219,7 @@ def test_crops_are_drawn_as_torchvision_draws_them():
 @pytest.mark.parametrize("height, width", [(97, 61), (61, 97), (40, 160), (24, 30), (301, 256)])
 def test_centre_crop_is_torchvisions(height, width):
     """Within one step of 8 bits of torchvision on Pillow pictures, which is what the reference evaluates on."""
-    transforms = torch_package("torchvision.transforms")
+    transforms = imported("torchvision.transforms")
     rng = np.random.default_rng(height)
     smooth = np.asarray(Image.fromarray(noise(9, 7, seed=height)).resize((width, height), Image.Resampling.BICUBIC))
     pixels = np.clip(smooth + rng.normal(0, 20, smooth.shape), 0, 255).astype(np.uint8)
@@ -232,7 +232,7 @@ def test_centre_crop_is_torchvisions(height, width):
 @pytest.mark.parametrize("height, width", [(500, 500), (480, 640), (320, 400)])
 def test_random_crops_have_torchvisions_distribution(height, width):
     """Area, aspect and place of 3000 crops each: Kolmogorov–Smirnov, and the share of fallbacks."""
-    crop = torch_package("torchvision.transforms").RandomResizedCrop
+    crop = imported("torchvision.transforms").RandomResizedCrop
     import torch
 
     torch.manual_seed(0)

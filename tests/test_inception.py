@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from inception_twin import RECORD, images, pixels, random_state, torch_features, torch_package
+from inception_twin import RECORD, images, pixels, random_state, torch_features
+from torch_packages import imported
 
 from dualtoken_jax.evaluation.fid import InceptionFeatures
 from dualtoken_jax.evaluation.frechet import FeatureStatistics, frechet_distance
@@ -54,8 +55,8 @@ def test_the_record_is_what_the_packages_compute(record):
 
 
 def test_resizes_are_the_packages():
-    fidelity = torch_package("torch_fidelity.interpolate_compat_tensorflow")
-    clean = torch_package("cleanfid.resize").build_resizer("clean")
+    fidelity = imported("torch_fidelity.interpolate_compat_tensorflow")
+    clean = imported("cleanfid.resize").build_resizer("clean")
     import torch
 
     for image in images():
@@ -122,7 +123,7 @@ def test_another_size_is_refused(features):
 
 @pytest.mark.parametrize("package", ["pytorch_fid.fid_score", "cleanfid.fid"])
 def test_frechet_distance_is_the_packages(package):
-    module = torch_package(package)
+    module = imported(package)
     theirs = getattr(module, "calculate_frechet_distance", None) or module.frechet_distance
     rng = np.random.default_rng(0)
     mixing = rng.normal(size=(24, 24))

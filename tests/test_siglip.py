@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 from released_record import CONFIG, assert_close, jit, weights
-from scipy import ndimage
 from siglip_files import ATTENTION, TOWER_FIELDS, big_vision, random_params, write_config, write_huggingface
 from torch_packages import imported as imported_package
 
@@ -150,13 +149,6 @@ def test_resampled_positions_equal_torch_s(old, new):
         theirs = torch.nn.functional.interpolate(plane, (new, new), mode=mode, align_corners=corners)
         theirs = theirs[0].permute(1, 2, 0).reshape(new * new, 6).numpy()
         np.testing.assert_allclose(ours(table, new), theirs, atol=1e-5)
-
-
-@pytest.mark.parametrize(("old", "new"), GRIDS)
-def test_resampled_positions_equal_big_vision_s(old, new):
-    table = np.random.default_rng(old).normal(size=(old * old, 6)).astype(np.float32)
-    zoomed = ndimage.zoom(table.reshape(old, old, 6), (new / old, new / old, 1), order=1)
-    np.testing.assert_array_equal(positions.bilinear(table, new), zoomed.reshape(new * new, 6))
 
 
 @pytest.mark.parametrize("resample", [positions.bicubic, positions.bilinear])

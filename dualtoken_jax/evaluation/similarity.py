@@ -13,7 +13,8 @@ class Similarity:
 
     def __init__(self, batch_size: int, lpips: dict | None) -> None:
         """Batches have at most `batch_size` pictures; `lpips` are parameters of Lpips, without which it is left out."""
-        self._batch_size, self._lpips, self._sums = batch_size, lpips, []
+        self._batch_size, self._sums = batch_size, []
+        self._lpips = None if lpips is None else jax.device_put(lpips)  # once, not with every batch
         self._step = jax.jit(_compare if lpips is None else _compare_with_lpips)
 
     def add(self, images: np.ndarray, reconstructions: np.ndarray) -> None:
