@@ -18,11 +18,12 @@ from dualtoken_jax import sharding
 from dualtoken_jax.config import ConfigError
 from dualtoken_jax.data.arrays import pictures_of
 from dualtoken_jax.data.images import resize_crop
+from dualtoken_jax.evaluation.metrics import unit
 from dualtoken_jax.models import bind, definition
 from dualtoken_jax.models.dualtoken import DualToken, decode, forward
 from dualtoken_jax.models.quantizer import Codebook, quantize
 from dualtoken_jax.models.siglip import TextTower
-from dualtoken_jax.pretrained import Pretrained, open_workdir
+from dualtoken_jax.pretrained import Pretrained, open_pretrained
 from dualtoken_jax.tasks.state import normalise
 
 Images = np.ndarray | jax.Array | Sequence[np.ndarray]
@@ -35,18 +36,23 @@ class Codes(NamedTuple):
     semantic: np.ndarray | None
 
 
-def load(path: str | Path, batch_size: int = 16) -> "ImageTokenizer":
-    """The tokenizer in `path`, the workdir of a finished or running tokenizer run.
+def load(
+    path: str | Path,
+    config: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    batch_size: int = 16,
+) -> "ImageTokenizer":
+    """The tokenizer in a workdir (finished or running), an export, or a released checkpoint.
 
     Every device holds all weights and computes its share of each batch.
 
     Args:
-      path: see `pretrained`, which also tells what is raised.
+      path, config, tokenizer: see `pretrained.open_pretrained`, which also tells what is raised.
       batch_size: rows computed at a time, rounded up to a multiple of the devices; larger ones take more memory.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    return ImageTokenizer(open_workdir(Path(path)), batch_size)
+    return ImageTokenizer(open_pretrained(path, config, tokenizer), batch_size)
 
 
 class ImageTokenizer:
@@ -74,6 +80,11 @@ class ImageTokenizer:
         return self.model.siglip.image_size
 
     @property
+    def embeds_text(self) -> bool:
+        """Whether there are a text tower and a text tokenizer, without which `embed_text` raises."""
+        return "text" in self._tree and self._text_tokenizer is not None
+
+    @property
     def codebooks(self) -> dict[str, Codebook]:
         """By vocabulary."""
         return self._tree["codebooks"]
@@ -91,6 +102,13 @@ class ImageTokenizer:
     def decode(self, codes: Codes | np.ndarray) -> np.ndarray:
         """Images uint8 [B, H, W, 3] of the codes [B, h, w, D] of `decoder_branch`, or of those in a Codes.
 
+        Raises what `decode_float` raises.
+        """
+        return np.round((self.decode_float(codes) + 1) * np.float32(127.5)).astype(np.uint8)
+
+    def decode_float(self, codes: Codes | np.ndarray) -> np.ndarray:
+        """As `decode`, clamped and not rounded: float32 [B, H, W, 3] in [−1, 1], which metrics are defined on.
+
         Raises ConfigError for a model without a decoder, ValueError for codes of another shape, type or range.
         """
         if not self.model.reconstructs:
@@ -104,7 +122,7 @@ class ImageTokenizer:
 
     def embed_image(self, images: Images) -> np.ndarray:
         """Embeddings of the quantized images, float32 [B, C] of unit length, as the texts' are."""
-        return _unit(self._in_batches(self._embed_image, self.prepare(images)))
+        return unit(self._in_batches(self._embed_image, self.prepare(images)))
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of texts, float32 [n, C] of unit length."""
@@ -112,7 +130,9 @@ class ImageTokenizer:
             raise ValueError(f"embed_text takes a list of at least one string, got {texts!r}")
         if "text" not in self._tree:
             raise ValueError(f"{self.name} was exported without its text tower; export it with one to embed texts")
-        return _unit(self._in_batches(self._embed_text, self._text_tokenizer.encode(list(texts))))
+        if self._text_tokenizer is None:
+            raise ValueError(f"{self.name} came without its text tokenizer: load(…, tokenizer='FOLDER/tokenizer.json')")
+        return unit(self._in_batches(self._embed_text, self._text_tokenizer.encode(list(texts))))
 
     def prepare(self, images: Images) -> np.ndarray:
         """The images as the model sees them: uint8 [B, R, R, 3] of the model's resolution R."""
@@ -157,15 +177,10 @@ class ImageTokenizer:
 
     def _decode_step(self, tree: dict, codes: jax.Array) -> jax.Array:
         images = decode(bind(self._graphdef, tree["params"]), tree["codebooks"], codes)
-        return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+        return jnp.clip(images.astype(jnp.float32), -1, 1)
 
     def _embed_image_step(self, tree: dict, images: jax.Array) -> jax.Array:
         return forward(bind(self._graphdef, tree["params"]), tree["codebooks"], normalise(images))[0].pooled
 
     def _embed_text_step(self, tree: dict, ids: jax.Array) -> jax.Array:
         return bind(self._text_tower, tree["text"])(ids)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    vectors = np.asarray(vectors, np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-8)

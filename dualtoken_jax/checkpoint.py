@@ -153,7 +153,7 @@ def keep_tokenizer(config: Config, workdir: Path) -> Config:
 def with_kept_tokenizer(config: Config, workdir: Path) -> Config:
     """The config with the workdir's own copy of the tokenizer, where it has one, in place of the original."""
     kept = Path(workdir) / _TOKENIZER
-    return dataclasses.replace(config, tokenizer=str(kept)) if kept.exists() else config
+    return dataclasses.replace(config, tokenizer=str(kept)) if config.tokenizer and kept.exists() else config
 
 
 def claim_workdir(config: Config, workdir: Path) -> None:
@@ -177,6 +177,8 @@ def claim_workdir(config: Config, workdir: Path) -> None:
     if jax.process_index() == 0:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
+            if not trained:  # a copy of what an earlier config named, with which nothing was trained
+                shutil.rmtree(workdir / _TOKENIZER, ignore_errors=True)
             write_atomically(file, text)
         except OSError as error:
             raise ConfigError(f"workdir {workdir} cannot be written: {error}; choose another --workdir") from error

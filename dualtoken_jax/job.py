@@ -52,7 +52,10 @@ def preflight(config: Config, workdir: Path) -> None:
         sharding.check_batch(one.train.batch_size, mesh)
         make_task(one).check_parameters()
     if _needs_lpips(config) and not Path(config.loss.lpips_path).exists():
-        raise ConfigError(f"loss.lpips_path {config.loss.lpips_path!r} does not exist; name the LPIPS weights")
+        raise ConfigError(
+            f"loss.lpips_path {config.loss.lpips_path!r} does not exist; name LPIPS's weights, such as a folder with "
+            "torchvision's vgg16-397923af.pth and weights/v0.1/vgg.pth of the lpips package"
+        )
     claim_workdir(config, workdir)
     _check_vocabulary(keep_tokenizer(config, workdir))
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR goes first

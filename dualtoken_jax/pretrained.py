@@ -1,6 +1,7 @@
 """Trained tokenizers, wherever they lie: one form for a workdir and for every format that `interop` reads."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -8,6 +9,10 @@ from dualtoken_jax import job, sharding
 from dualtoken_jax.checkpoint import CheckpointError, load_config, with_kept_tokenizer
 from dualtoken_jax.config import ConfigError
 from dualtoken_jax.data.text import open_tokenizer
+from dualtoken_jax.data.words import WordTokenizer
+from dualtoken_jax.interop.huggingface import MODEL_TYPE, read_export
+from dualtoken_jax.interop.released_config import siglip_folder
+from dualtoken_jax.interop.released_files import read_released
 from dualtoken_jax.models.dualtoken import DualTokenConfig
 
 
@@ -18,14 +23,66 @@ class Pretrained(NamedTuple):
     step: int  # of its checkpoint
     model: DualTokenConfig
     tree: dict  # `params`, `codebooks`, and where the text tower is kept `text`, `logit_scale`, `logit_bias`
-    text_tokenizer: Any  # has encode(list[str]) → int32 [n, length]; None where there is no text tower
+    text_tokenizer: Any  # has encode(list[str]) → int32 [n, length]; None without a text tower or a tokenizer file
+
+
+def open_pretrained(
+    path: str | Path, config: str | Path | None = None, tokenizer: str | Path | None = None
+) -> Pretrained:
+    """The tokenizer in `path`: a workdir, a Hugging Face export of ours, or a checkpoint of the released PyTorch code.
+
+    Args:
+      path: a folder, or the .pt, .pth or .safetensors file of a released checkpoint.
+      config: the config.json of a released checkpoint; None takes the one in the same folder.
+      tokenizer: the text tokenizer's file or folder, for a checkpoint that comes without it.
+
+    Raises FileNotFoundError for what is not there, ConfigError, CheckpointError or ValueError for what cannot be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}: name a workdir, an export or a released checkpoint")
+    found = _open(path, config)
+    if tokenizer is not None and "text" in found.tree:
+        found = found._replace(text_tokenizer=open_tokenizer(str(tokenizer), found.model.siglip.text_length))
+    return found
+
+
+def _open(path: Path, config: str | Path | None) -> Pretrained:
+    if path.is_file() or config is not None:
+        return _open_released(path, config)
+    file = path / "config.json"
+    contents = json.loads(file.read_text()) if file.exists() else {}
+    if contents.get("model_type") == MODEL_TYPE:
+        return _open_export(path)
+    if "rqvaesiglip" in contents or "vq_pix" in contents:
+        return _open_released(path, None)
+    return open_workdir(path)
+
+
+def _open_released(path: Path, config: str | Path | None) -> Pretrained:
+    model, tree = read_released(path, config)
+    folder = siglip_folder(Path(config or (path if path.is_dir() else path.parent) / "config.json"))
+    try:
+        words = open_tokenizer(str(folder), model.siglip.text_length) if folder and "text" in tree else None
+    except FileNotFoundError:  # the released code reads its SigLIP's folder without the tokenizer too
+        words = None
+    return Pretrained(path.stem, 0, model, tree, words)
+
+
+def _open_export(path: Path) -> Pretrained:
+    found, words = read_export(path), None
+    length = found.model.siglip.text_length
+    if "text" in found.tree:
+        words = WordTokenizer(length, found.words) if found.words else open_tokenizer(found.tokenizer, length)
+    return Pretrained(found.name, found.step, found.model, found.tree, words)
 
 
 def open_workdir(workdir: Path, weights: Literal["ema", "raw"] | None = None) -> Pretrained:
     """The newest checkpoint of a finished or running tokenizer run.
 
     `weights`: the moving average, or the raw ones; None takes the average where the run keeps one.
-    Reads config.json, the newest checkpoint and `frozen/`; changes nothing, whatever the devices of the training.
+    Reads config.json, the newest checkpoint, `frozen/` and `tokenizer/`; changes nothing, whatever the devices of the
+    training.
 
     Raises:
       ConfigError: no workdir, one of another task, or one without the average that was asked for.

@@ -23,12 +23,15 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m dualtoken_jax.reconstruct", description="Your pictures through a trained tokenizer and back."
     )
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="JPEG, PNG or WebP file")
-    parser.add_argument("--workdir", type=Path, required=True, help="folder of a tokenizer run")
+    parser.add_argument(
+        "--workdir", type=Path, required=True, help="folder of a tokenizer run, or anything that load opens"
+    )
+    parser.add_argument("--model_config", type=Path, help="config.json of a released checkpoint")
     parser.add_argument("--output", type=Path, required=True, help="folder for the PNGs, made if need be")
     flags = parser.parse_args(arguments)
 
     try:
-        failed = reconstruct(api.load(flags.workdir), flags.images, flags.output)
+        failed = reconstruct(api.load(flags.workdir, flags.model_config), flags.images, flags.output)
     except (*job.EXPECTED_ERRORS, OSError) as error:
         sys.exit(f"error: {error}")
     if failed:

@@ -23,6 +23,7 @@ from dualtoken_jax.data.codes import CodesHeader, Record, read_codes, write_npz,
 from dualtoken_jax.data.dataset import DataConfig, open_source
 from dualtoken_jax.data.pictures import Picture, picture_groups
 from dualtoken_jax.data.sources import Files, Source
+from dualtoken_jax.flags import positive
 from dualtoken_jax.models.dualtoken import DualTokenConfig
 
 
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("say what to take: IMAGE…, --path=FOLDER, --split=train|eval, or --decode=CODES, one of them")
 
     try:
-        tokenizer = api.load(flags.workdir, flags.batch_size)
+        tokenizer = api.load(flags.workdir, flags.model_config, batch_size=flags.batch_size)
         if flags.decode:
             count, failed = decode_codes(tokenizer, flags.decode, flags.output, flags.limit), 0
         else:
@@ -50,7 +51,10 @@ def main(arguments: list[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dualtoken_jax.tokenize", description="Pictures → codes, and back.")
     parser.add_argument("images", type=Path, nargs="*", metavar="IMAGE", help="JPEG, PNG or WebP file")
-    parser.add_argument("--workdir", type=Path, required=True, help="folder of a tokenizer run")
+    parser.add_argument(
+        "--workdir", type=Path, required=True, help="folder of a tokenizer run, or anything that load opens"
+    )
+    parser.add_argument("--model_config", type=Path, help="config.json of a released checkpoint")
     parser.add_argument("--output", type=Path, required=True, help=".npz file, or folder of shards or PNGs")
     parser.add_argument("--source", default="folder", help="what --path is: a data.source of the recipes")
     parser.add_argument("--path", default="", help="pictures with their labels and captions")
@@ -65,13 +69,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--decode", type=Path, metavar="CODES", help=".npz file or folder of shards to make PNGs of")
     parser.add_argument("--batch_size", type=positive, default=64, help="pictures computed at a time")
     return parser
-
-
-def positive(text: str) -> int:
-    """A flag's integer from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least 1")
-    return int(text)
 
 
 def encode_pictures(tokenizer: api.ImageTokenizer, flags: argparse.Namespace) -> tuple[int, int]:

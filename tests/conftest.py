@@ -18,7 +18,7 @@ import pytest  # noqa: E402
 
 
 def tiny_config(name: str = "demo"):
-    """The demo recipe shrunken to 16 px, 2 × 2 tokens and two steps each for teacher and tokenizer."""
+    """A recipe of the demo shrunken to 16 px, 2 × 2 tokens and two steps each for teacher and tokenizer."""
     from configs import tokenizer
     from dualtoken_jax.models.decoder import DecoderConfig
     from dualtoken_jax.models.siglip import TowerConfig
@@ -27,14 +27,16 @@ def tiny_config(name: str = "demo"):
     tower = TowerConfig(width=32, depth=3, heads=2, mlp_width=32)
     text = dataclasses.replace(tower, depth=1)
     siglip = dataclasses.replace(config.model.siglip, image_size=16, patch_size=8, vision=tower, text=text, unroll=1)
-    quantizer = dataclasses.replace(config.model.pixel, codes=64, width=16, depth=2)
+    pixel = dataclasses.replace(config.model.pixel, codes=64, width=16, depth=2)
+    depth = 3 if config.model.semantic.kind == "residual" else 2  # product: D·16 channels, which divide the tower's
+    semantic = dataclasses.replace(config.model.semantic, codes=64, width=16, depth=depth)
     model = dataclasses.replace(
         config.model,
         siglip=siglip,
         pixel_layer=1,
         semantic_layer=2,
-        pixel=quantizer,
-        semantic=dataclasses.replace(quantizer, depth=3),
+        pixel=pixel,
+        semantic=semantic,
         decoder=DecoderConfig(kind="transformer", width=32, depth=1, heads=2),
     )
     train = dataclasses.replace(config.train, steps=2, batch_size=16, checkpoint_every=2)

@@ -1,20 +1,25 @@
 """Recipes, overrides, and the errors that a wrong setting gets."""
 
 import dataclasses
+import importlib
+from pathlib import Path
 
 import jax
 import pytest
 
+from configs import demo
 from configs import tokenizer as recipes
 from dualtoken_jax import config as config_lib
 from dualtoken_jax.config import ConfigError, check, difference, from_dict, to_config_dict, to_json
 from dualtoken_jax.models import init_params
-from dualtoken_jax.models.dualtoken import DualToken
+from dualtoken_jax.models.siglip import TextTower
+from dualtoken_jax.optimizer import trainable, update_scales
+from dualtoken_jax.tasks import make_task
 
-NAMES = ["demo", "demo_single", "demo_dual_deep", "demo_pixel_only", "demo_semantic_only", "demo_large"]
+NAMES = [*recipes.RECIPES, *demo.ABLATIONS]
 
 
-@pytest.mark.parametrize("name", [*NAMES, "so400m_256", "so400m_384"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_recipes_are_valid_and_survive_the_command_line_and_json(name, stage):
     config = recipes.with_stage(recipes.recipe(name), stage)
@@ -26,14 +31,60 @@ def test_recipes_are_valid_and_survive_the_command_line_and_json(name, stage):
     assert from_dict(to_json(config)) == config
 
 
-def test_paper_recipes_have_the_paper_s_parameters():
-    config = recipes.recipe("so400m_384").model
-    shapes = jax.eval_shape(lambda key: init_params(lambda rngs: DualToken(config, rngs), key), jax.random.key(0))
-    millions = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) / 1e6 for name, part in shapes.items()}
-    # METHOD, "where the work is": vision 428 M, decoder 168 + 12 M, projections 31 M.
-    assert round(millions["vision"]) == 428
-    assert round(millions["decoder"]) == 180
-    assert round(millions["pixel"] + millions["semantic"]) == 31
+# Millions of text, vision, decoder and projections. METHOD, "where the work is": 708, 428, 168 + 12, 31.
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("so400m_384", (708, 428, 180, 31)),
+        ("so400m_256", (None, 428, 180, 31)),
+        ("paper_so400m_384", (450, 428, 180, 0)),  # SigLIP's vocabulary is 32k, SigLIP 2's 256k
+        ("paper_l16_256", (336, 316, 179, 0)),  # both towers: 652 M
+        ("improved_384", (None, 428, 180, 33)),
+    ],
+)
+def test_full_recipes_have_the_paper_s_parameters_and_what_they_freeze_and_slow(name, expected):
+    config = recipes.recipe(name)
+    millions = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6  # noqa: E731
+    shapes = lambda make: jax.eval_shape(lambda key: init_params(make, key), jax.random.key(0))  # noqa: E731
+    task = make_task(config)
+    params = shapes(task.make)
+    projections = millions([params.get("pixel", {}), params.get("semantic", {})])
+    found = [millions(params["vision"]), millions(params["decoder"]), projections]
+    if expected[0]:
+        found.insert(0, millions(shapes(lambda rngs: TextTower(config.model.siglip, rngs))))
+    assert tuple(map(round, found)) == expected[-len(found) :]
+    update_scales(params, config.optimizer)
+    for stage in (0, 1, 2):  # what check_parameters does with parameters of its own
+        frozen = recipes.with_stage(config, stage).freeze
+        masks = trainable(params, task.freezable(frozen, params))
+        assert (sum(mask.sum() for mask in jax.tree.leaves(masks)) > 0) and bool(frozen.modules) == (stage != 1)
+
+
+def test_released_update_orders():
+    for name in ("so400m_256", "so400m_384"):
+        model = recipes.recipe(name).model
+        assert (model.pixel.codebook_update, model.semantic.codebook_update) == ("per_depth", "per_step")
+
+
+def test_an_ablation_changes_what_it_names_and_nothing_else():
+    base, improved = recipes.recipe("demo"), recipes.recipe("demo_improved")
+    parts = ("gram", "normalised", "ema", "slow_encoder")
+    alone = [set(difference(base, recipes.recipe(f"demo_{part}"))) for part in parts]
+    named = lambda lines: {line for line in lines if not line.startswith("name:")}  # noqa: E731
+    assert named(set().union(*alone)) == named(difference(base, improved))
+    assert difference(base, recipes.recipe("demo_aliased")) == [
+        "model.semantic.codebook_update: 'per_step' → 'per_step_aliased'",
+        "name: 'demo' → 'demo_aliased'",
+    ]
+
+
+def test_benchmarks_compare_recipes_that_exist(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    for name in ("conflict", "improvements"):
+        benchmark = importlib.import_module(name)
+        assert set(benchmark.VARIANTS) <= set(NAMES)
+    table = importlib.import_module("ablation").summary({"a": [{"x": 1.0}, {"x": 2.0}], "b": [{}, {}]}, ["x"])
+    assert table.splitlines()[2:] == ["| a | 1.500 ± 0.707 |", "| b | – |"]
 
 
 def _changed(**flat):
@@ -56,6 +107,22 @@ def _changed(**flat):
         ({"data__scenes__difficulty": 3.0}, ["config.data.scenes", "difficulty", "3.0"]),
         ({"model__semantic_layer": 40}, ["layer 40", "4 layers"]),
         ({"model__pixel__width": 48}, ["model.pixel.width 48", "128"]),
+        ({"model__pixel__kind": "product"}, ["model.pixel.kind 'product'", "shared_codebook=False"]),
+        (
+            {"model__semantic__kind": "product", "model__semantic__width": 12},
+            ["model.semantic.width 12 × depth 4 = 48", "128"],
+        ),
+        ({"model__pixel__normalise": True}, ["model.pixel.normalise", "depth 2 … 8", "model.pixel.kind='product'"]),
+        (
+            {
+                "model__pixel__normalise": True,
+                "model__pixel__depth": 1,
+                "model__pixel__codebook_update": "per_step_aliased",
+            },
+            ["model.pixel.codebook_update 'per_step_aliased'", "'per_step'"],
+        ),
+        ({"model__projection": "none"}, ["model.pixel.width 32", "128", "'none'"]),
+        ({"loss__gram": 1.0, "loss__perceptual": 0.0, "loss__perceptual_network": "lpips"}, ["lpips_path", "gram=0"]),
         ({"data__source": "folder"}, ["data.path"]),
         ({"loss__perceptual_network": "lpips"}, ["lpips_path"]),
         ({"train__evaluate_every": 0}, ["train.evaluate_every 0", "at least 1"]),

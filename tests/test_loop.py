@@ -121,18 +121,19 @@ from dualtoken_jax import config, job, loop
 from dualtoken_jax.checkpoint import load_frozen
 update = loop.Progress.update
 loop.Progress.update = lambda *all: (time.sleep(0.3), update(*all))[1]  # so that the parent is in time
-settings, workdir = config.from_dict(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2])
+inputs, workdir = Path(sys.argv[1]), Path(sys.argv[2])
+settings = config.from_dict(json.loads((inputs / "config.json").read_text()))
 try:
-    loop.run(settings, workdir, load_frozen(workdir))
+    loop.run(settings, workdir, load_frozen(inputs))
 except loop.Interrupted as stop:
     print(stop)
 """
 
 
-def _spawn(config, workdir: Path, tmp_path: Path) -> subprocess.Popen:
-    settings = tmp_path / "config.json"
-    settings.write_text(json.dumps(to_json(config)))
-    command = [sys.executable, "-c", _CHILD, str(settings), str(workdir)]
+def _spawn(config, workdir: Path, inputs: Path) -> subprocess.Popen:
+    """A run in a process of its own, with the frozen weights in the folder `inputs`."""
+    (inputs / "config.json").write_text(json.dumps(to_json(config)))
+    command = [sys.executable, "-c", _CHILD, str(inputs), str(workdir)]
     return subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True, env=os.environ)
 
 
@@ -146,7 +147,7 @@ def _wait_for(condition, process, seconds: float = 240):
 @pytest.mark.slow
 def test_sigterm_saves_at_the_next_step_and_leaves_cleanly(frozen, tmp_path):
     workdir = tmp_path / "run"
-    loop.save_frozen(workdir, frozen)
+    loop.save_frozen(tmp_path, frozen)
     config = _config(steps=1_000_000, checkpoint_every=1_000_000, log_every=1)
     child = _spawn(config, workdir, tmp_path)
     _wait_for(lambda: len(read_metrics(workdir)) > 2, child)
@@ -159,7 +160,7 @@ def test_sigterm_saves_at_the_next_step_and_leaves_cleanly(frozen, tmp_path):
 @pytest.mark.slow
 def test_kill_minus_9_then_resume_equals_the_uninterrupted_run(frozen, uninterrupted, tmp_path):
     workdir = tmp_path / "run"
-    loop.save_frozen(workdir, frozen)
+    loop.save_frozen(tmp_path, frozen)
     child = _spawn(_config(), workdir, tmp_path)
     _wait_for(lambda: (workdir / "checkpoints" / "4").exists(), child)
     child.kill()
@@ -175,7 +176,7 @@ def test_ten_kills_at_random_moments_change_nothing(frozen, tmp_path):
     config = _config(steps=120, checkpoint_every=1)
     whole = jax.device_get(loop.run(config, tmp_path / "whole", frozen))
     workdir, moments = tmp_path / "run", np.random.default_rng(0)
-    loop.save_frozen(workdir, frozen)
+    loop.save_frozen(tmp_path, frozen)
     for _ in range(10):
         before = len(read_metrics(workdir))
         child = _spawn(config, workdir, tmp_path)

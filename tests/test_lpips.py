@@ -39,14 +39,14 @@ def layouts(package, tmp_path_factory):
     taming = {name: x.clone() for name, x in whole.items() if not name.startswith("lins.")}
 
     save_file({**trunk, **heads}, folder / "merged.safetensors")
-    torch.save({**trunk, **unused}, folder / "vgg16-397923af.pth")
+    torch.save({**trunk, **unused}, folder / "vgg16.pth")
     torch.save(heads, folder / "heads.pth")
     torch.save(whole, folder / "package.pth")
     torch.save(taming, folder / "taming.pth")
     both = tmp_path_factory.mktemp("both")
     torch.save(trunk, both / "vgg16.pth")
     torch.save(heads, both / "vgg.pth")
-    two_files = (folder / "vgg16-397923af.pth", folder / "heads.pth")
+    two_files = (folder / "vgg16.pth", folder / "heads.pth")
     single = {name: (folder / f"{name}.pth",) for name in ("package", "taming")}
     return {"merged": (folder / "merged.safetensors",), "two files": two_files, "folder": (both,), **single}
 
@@ -128,3 +128,6 @@ def test_folders_without_weights_or_with_contradictory_ones_are_named(tmp_path):
         load_lpips(tmp_path, config=SMALL)
     with pytest.raises(FileNotFoundError, match="there is no weight file .*nowhere"):
         load_lpips(tmp_path / "nowhere")
+    damaged = saved(tmp_path / "vgg16-397923af.safetensors", small_tensors())
+    with pytest.raises(WeightFileError, match="its name says that it begins with 397923af"):
+        load_lpips(damaged, config=SMALL)

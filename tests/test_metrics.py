@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import linalg, ndimage
 
-from dualtoken_jax.evaluation import metrics
+from dualtoken_jax.evaluation import metrics, zero_shot
 from dualtoken_jax.evaluation.frechet import FeatureStatistics, frechet_distance
 
 
@@ -109,6 +109,8 @@ def test_codebook_statistics_of_uniform_and_single_code():
     share = counts.sum(axis=0) / counts.sum()
     assert statistics["overall"]["use"] == 1
     assert statistics["overall"]["kl"] == pytest.approx(np.sum(share * np.log(share * 4)))
+    own = metrics.codebook_statistics(np.array([[3, 3, 0, 0], [6, 0, 0, 0]]), shared=False)["overall"]
+    assert own["use"] == 3 / 8  # of all depths' codes
     with pytest.raises(ValueError, match=r"depths \[1\] of 2 counted no code"):
         metrics.codebook_statistics(np.array([[1, 1], [0, 0]]))
 
@@ -142,6 +144,17 @@ def test_retrieval_with_several_captions_an_image_and_any_chunk():
     assert metrics.retrieval_at_1(image, text, captions, owner, chunk=7) == pytest.approx(expected)
     with pytest.raises(ValueError, match="100 text embeddings, 100 captions and 20 images of texts"):
         metrics.retrieval_at_1(image, text, captions)
+
+
+@pytest.mark.parametrize("broken", ["pictures", "classes", "true class"])
+def test_embeddings_that_are_not_finite_score_nothing(broken):
+    embeddings, classes, labels = np.eye(8)[:4], np.eye(8), np.arange(4)
+    assert zero_shot.accuracy(embeddings, classes, labels) == {"top1": 1, "top5": 1}
+    if broken == "pictures":
+        embeddings[:] = np.nan
+    else:
+        classes[slice(None) if broken == "classes" else slice(0, 4)] = np.nan
+    assert zero_shot.accuracy(embeddings, classes, labels) == {"top1": 0, "top5": 0}
 
 
 def statistics_of(features, weight=None):

@@ -9,11 +9,15 @@ import pytest
 
 from dualtoken_jax.models import nearest, quantizer
 from dualtoken_jax.models.nearest import nearest_code
-from dualtoken_jax.models.quantizer import QuantizerConfig, embed_codes, init_codebook, quantize, quantize_and_update
+from dualtoken_jax.models.quantizer import QuantizerConfig, init_codebook
 
 CONFIG = QuantizerConfig(codes=48, width=8, depth=3)
 PRODUCT = dataclasses.replace(CONFIG, kind="product", shared_codebook=False)
 SPHERE = dataclasses.replace(PRODUCT, normalise=True)
+# Compiled whole: one by one, their operations take longer to compile.
+quantize = jax.jit(quantizer.quantize, static_argnums=2)
+quantize_and_update = jax.jit(quantizer.quantize_and_update, static_argnums=2)
+embed_codes = jax.jit(quantizer.embed_codes, static_argnums=2)
 
 
 def _vectors(*shape: int, seed: int = 0) -> jax.Array:

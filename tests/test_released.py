@@ -245,6 +245,12 @@ def test_every_problem_is_reported_at_once():
 
 
 def test_configurations_that_the_released_code_lacks_are_refused():
-    for options in ({"supervision": "single"}, {"projection": "linear"}, {"decoder": DecoderConfig("transformer")}):
-        with pytest.raises(ValueError, match=r"the released checkpoint format has \S+ '\w+' only, got"):
+    for options in (
+        {"supervision": "single"},
+        {"projection": "linear"},
+        {"decoder": DecoderConfig("transformer")},
+        {"pixel": QuantizerConfig(kind="product", shared_codebook=False, width=4)},
+        {"semantic": QuantizerConfig(normalise=True, depth=1)},
+    ):
+        with pytest.raises(ValueError, match=r"the released checkpoint format has only \S+ \S+, not"):
             released.import_released({}, DualTokenConfig(**options))

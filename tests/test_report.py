@@ -20,7 +20,7 @@ from dualtoken_jax.config import teacher_config
 from dualtoken_jax.evaluation import figures, zero_shot
 from dualtoken_jax.evaluation.explanations import explain
 from dualtoken_jax.evaluation.reconstruction import enlarge, feature_colours, grid
-from dualtoken_jax.evaluation.report import write_report
+from dualtoken_jax.evaluation.report import perceptual_term, write_report
 from dualtoken_jax.metric_writer import MetricWriter, read_metrics
 from dualtoken_jax.models import init_params
 from dualtoken_jax.models.siglip import Siglip
@@ -190,3 +190,16 @@ def test_equal_codes_have_equal_colours():
     colours = figures.colour_codes(np.array([[3, 3], [7, 16383]]))
     assert np.array_equal(colours[0, 0], colours[0, 1])
     assert len(np.unique(colours.reshape(-1, 3), axis=0)) == 3
+
+
+def test_the_page_names_the_perceptual_and_the_texture_loss():
+    def said(**weights):
+        config = tiny_config()
+        return perceptual_term(dataclasses.replace(config, loss=dataclasses.replace(config.loss, **weights)))
+
+    assert said(perceptual=0.0, gram=0.0) == "There is no perceptual loss."
+    assert said(perceptual=1.0, gram=0.0, perceptual_network="lpips") == "The perceptual loss is LPIPS (VGG16)."
+    for network, features in (("lpips", "VGG16's features"), ("teacher", "the frozen teacher's first hidden states")):
+        alone = said(perceptual=0.0, gram=1.0, perceptual_network=network)
+        assert alone.startswith("There is no perceptual loss. The texture loss") and features in alone
+        assert "Gram" in said(perceptual=1.0, gram=1.0, perceptual_network=network)

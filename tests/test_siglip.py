@@ -1,69 +1,52 @@
 """SigLIP weights of Hugging Face and of big_vision: every hidden state, other resolutions, and the errors."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
 import pytest
 from released_record import CONFIG, assert_close, jit, weights
-from scipy import ndimage
+from siglip_files import ATTENTION, TOWER_FIELDS, big_vision, random_params, write_config, write_huggingface
 from torch_packages import imported as imported_package
 
 from dualtoken_jax.interop import positions
 from dualtoken_jax.interop.files import WeightFileError, read_tensors
+from dualtoken_jax.interop.name_table import mismatches
 from dualtoken_jax.interop.released import export_siglip, import_siglip, module_shapes
+from dualtoken_jax.interop.released_names import siglip_table
 from dualtoken_jax.interop.siglip import holds_siglip, load_siglip, read_siglip_config
 from dualtoken_jax.models import bind, definition
-from dualtoken_jax.models.siglip import Siglip, SiglipConfig, TowerConfig
+from dualtoken_jax.models.siglip import Attention, Siglip, SiglipConfig, TowerConfig
 
 # As in the giant size, the text tower is the narrower one and is projected to the images' width.
 TINY = SiglipConfig(24, 8, TowerConfig(32, 3, 4, 48), TowerConfig(24, 2, 2, 40), vocabulary=50, text_length=6)
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 24, 24, 3)).astype(np.float32)
 IDS = np.random.default_rng(1).integers(0, 50, (3, 6)).astype(np.int32)
-_ATTENTION = "MultiHeadDotProductAttention_0"
 
 
 @pytest.fixture(scope="module")
-def model():
-    """transformers' SigLIP of the size of TINY, with random weights."""
-
-    transformers = imported_package("transformers")
-    tower = lambda t: {  # noqa: E731
-        "hidden_size": t.width,
-        "num_hidden_layers": t.depth,
-        "num_attention_heads": t.heads,
-        "intermediate_size": t.mlp_width,
-    }
-    vision = {**tower(TINY.vision), "image_size": 24, "patch_size": 8}
-    text = {**tower(TINY.text), "vocab_size": 50, "max_position_embeddings": 6, "projection_size": 32}
-    model = transformers.SiglipModel(transformers.SiglipConfig(vision_config=vision, text_config=text)).eval()
-    rng = np.random.default_rng(2)
-    import torch
-
-    for parameter in model.parameters():  # norms and biases, too, must not be what they start as
-        noise = rng.normal(0, 0.15, tuple(parameter.shape)).astype(np.float32)
-        parameter.data = torch.tensor(noise) + (parameter.data if parameter.ndim < 2 else 0)
-    return model
+def params():
+    return random_params(TINY)
 
 
 @pytest.fixture(scope="module")
-def directory(model, tmp_path_factory):
+def directory(params, tmp_path_factory):
     folder = tmp_path_factory.mktemp("huggingface")
-    model.save_pretrained(folder)
+    write_huggingface(folder, params, TINY)
     return folder
 
 
 @pytest.fixture(scope="module")
-def imported(directory):
-    return load_siglip(directory, TINY)
+def model(directory):
+    """What transformers makes of the same directory."""
+    return imported_package("transformers").SiglipModel.from_pretrained(directory).eval()
 
 
 @pytest.fixture(scope="module")
-def archive(imported, tmp_path_factory):
+def archive(params, tmp_path_factory):
     """The same weights as big_vision lays them out, one layer a name."""
     file = tmp_path_factory.mktemp("big_vision") / "siglip.npz"
-    np.savez(file, **big_vision(imported, TINY))
+    np.savez(file, **big_vision(params, TINY))
     return file
 
 
@@ -77,62 +60,15 @@ def forward(params, images, ids):
     return hidden, siglip.vision.pool(hidden[-1]), siglip.text(ids)
 
 
-def big_vision(params, config, scan=False):
-    """The tensors of a big_vision checkpoint, written from its source (models/vit.py, text_transformer.py)."""
-    tensors = {"params/t": params["logit_scale"], "params/b": params["logit_bias"]}
-
-    def put(prefix, **leaves):
-        tensors.update({f"params/{prefix}/{name}": value for name, value in leaves.items()})
-
-    def attention(prefix, p, heads):
-        for name in ("query", "key", "value"):
-            kernel, bias = p[name]["kernel"], p[name]["bias"]
-            put(f"{prefix}/{name}", kernel=kernel.reshape(len(kernel), heads, -1), bias=bias.reshape(heads, -1))
-        width = p["out"]["kernel"].shape[1]
-        put(f"{prefix}/out", kernel=p["out"]["kernel"].reshape(heads, -1, width), bias=p["out"]["bias"])
-
-    def mlp(prefix, p):
-        put(f"{prefix}/MlpBlock_0/Dense_0", **p["fc1"])
-        put(f"{prefix}/MlpBlock_0/Dense_1", **p["fc2"])
-
-    def encoder(prefix, p, tower):
-        blocks = []
-        for i in range(tower.depth):
-            layer, name = jax.tree.map(lambda x, i=i: x[i], p["encoder"]["layers"]), f"{prefix}/encoderblock_{i}"
-            put(f"{name}/LayerNorm_0", **layer["norm1"])
-            put(f"{name}/LayerNorm_1", **layer["norm2"])
-            attention(f"{name}/{_ATTENTION}", layer["attention"], tower.heads)
-            mlp(name, layer["mlp"])
-            blocks.append(f"params/{name}/")
-        if scan:
-            for name in [n for n in tensors if n.startswith(blocks[0])]:
-                parts = [tensors.pop(block + name.removeprefix(blocks[0])) for block in blocks]
-                tensors[name.replace("encoderblock_0", "encoderblock")] = np.stack(parts)
-        put(f"{prefix}/encoder_norm", **p["norm"])
-
-    vision, text = params["vision"], params["text"]
-    put("img/embedding", **vision["patch_embedding"])
-    put("img", pos_embedding=vision["position_embedding"][None])
-    encoder("img/Transformer", vision, config.vision)
-    put("img/MAPHead_0", probe=vision["head"]["probe"])
-    put("img/MAPHead_0/LayerNorm_0", **vision["head"]["norm"])
-    attention(f"img/MAPHead_0/{_ATTENTION}", vision["head"]["attention"], config.vision.heads)
-    mlp("img/MAPHead_0", vision["head"]["mlp"])
-    put("txt/Embed_0", embedding=text["token_embedding"])
-    put("txt", pos_embedding=text["position_embedding"][None])
-    encoder("txt/Encoder_0", text, config.text)
-    put("txt/head", **text["head"])
-    return tensors
-
-
 def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_every_hidden_state_and_embedding_equals_transformers(model, imported):
+def test_every_hidden_state_and_embedding_equals_transformers(model, directory):
     import torch
 
-    hidden, pooled, texts = forward(imported, IMAGES, IDS)
+    params = load_siglip(directory, TINY)
+    hidden, pooled, texts = forward(params, IMAGES, IDS)
     with torch.no_grad():
         pixels = torch.tensor(IMAGES.transpose(0, 3, 1, 2))
         theirs = model.vision_model(pixels, output_hidden_states=True)
@@ -143,13 +79,15 @@ def test_every_hidden_state_and_embedding_equals_transformers(model, imported):
     assert_close(pooled, theirs.pooler_output, "siglip pooled")
     assert_close(texts, text, "siglip text")
     for name in ("logit_scale", "logit_bias"):
-        np.testing.assert_array_equal(imported[name], getattr(model, name).detach())
+        np.testing.assert_array_equal(params[name], getattr(model, name).detach())
 
 
-def test_shards_hold_the_same(model, imported, tmp_path):
-    model.save_pretrained(tmp_path, max_shard_size="30KB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    assert_same(load_siglip(tmp_path, TINY), imported)
+@pytest.mark.parametrize(("shard", "least"), [("30KB", 3), ("1GB", 1)])
+def test_what_transformers_saves_is_read_in_one_piece_or_several(shard, least, model, params, tmp_path):
+    model.save_pretrained(tmp_path, max_shard_size=shard)
+    assert len(list(tmp_path.glob("*.safetensors"))) >= least
+    assert read_siglip_config(tmp_path) == TINY
+    assert_same(load_siglip(tmp_path, TINY), params)
 
 
 def test_the_released_teacher_s_directory(tmp_path):
@@ -166,51 +104,73 @@ def test_the_released_teacher_s_directory(tmp_path):
 
 
 @pytest.mark.parametrize("scan", [False, True])
-def test_big_vision_layouts_hold_the_same(scan, imported, tmp_path):
+def test_big_vision_layouts_hold_the_same(scan, params, tmp_path):
     file = tmp_path / "siglip.npz"
-    np.savez(file, **big_vision(imported, TINY, scan))
+    np.savez(file, **big_vision(params, TINY, scan))
     assert any("encoderblock/" in name for name in read_tensors(file)) == scan
     assert read_siglip_config(file) == TINY
-    assert_same(load_siglip(file, TINY), imported)
+    assert_same(load_siglip(file, TINY), params)
 
 
-def test_bfloat16_archives(imported, tmp_path):
+def test_big_vision_s_attention_computes_the_same_from_its_layout(params):
+    """Its networks are built of flax.linen's attention, which says what each axis of a kernel means."""
+    linen = pytest.importorskip("flax.linen")
+    tensors = big_vision(params, TINY)
+    x = np.random.default_rng(4).normal(size=(2, 9, 32)).astype(np.float32)
+    prefix = f"params/img/MAPHead_0/{ATTENTION}/"
+    theirs_params: dict = {}
+    for name in (name for name in tensors if name.startswith(prefix)):
+        module, leaf = name.removeprefix(prefix).split("/")
+        theirs_params.setdefault(module, {})[leaf] = tensors[name]
+    theirs = linen.MultiHeadDotProductAttention(num_heads=4).apply({"params": theirs_params}, x[:, :1], x)
+    graphdef = definition(lambda rngs: Attention(32, 4, np.float32, rngs))
+    ours = bind(graphdef, params["vision"]["head"]["attention"])(x[:, :1], x)
+    assert_close(ours, theirs, "attention of linen")
+
+
+def test_bfloat16_archives(params, tmp_path):
     import ml_dtypes
 
-    tensors = {name: x.astype(ml_dtypes.bfloat16) for name, x in big_vision(imported, TINY).items()}
+    tensors = {name: x.astype(ml_dtypes.bfloat16) for name, x in big_vision(params, TINY).items()}
     np.savez(tmp_path / "half.npz", **tensors)
-    expected = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), imported)
+    expected = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), params)
     assert_same(load_siglip(tmp_path / "half.npz", TINY), expected)
 
 
-@pytest.mark.parametrize(("old", "new"), [(3, 5), (4, 7), (7, 4), (24, 16), (5, 5)])
-def test_resampled_positions_equal_the_reference_programs(old, new):
-    table = np.random.default_rng(old).normal(size=(old * old, 6)).astype(np.float32)
+GRIDS = [(3, 5), (4, 7), (7, 4), (24, 16), (5, 5)]
+
+
+@pytest.mark.parametrize(("old", "new"), GRIDS)
+def test_resampled_positions_equal_torch_s(old, new):
     torch = pytest.importorskip("torch")
+    table = np.random.default_rng(old).normal(size=(old * old, 6)).astype(np.float32)
     plane = torch.tensor(table).reshape(1, old, old, 6).permute(0, 3, 1, 2)
-    theirs = torch.nn.functional.interpolate(plane, (new, new), mode="bicubic", align_corners=False)
-    theirs = theirs[0].permute(1, 2, 0).reshape(new * new, 6).numpy()
-    np.testing.assert_allclose(positions.bicubic(table, new), theirs, atol=1e-5)
-    theirs = torch.nn.functional.interpolate(plane, (new, new), mode="bilinear", align_corners=True)
-    theirs = theirs[0].permute(1, 2, 0).reshape(new * new, 6).numpy()
-    np.testing.assert_allclose(positions.bilinear(table, new), theirs, atol=1e-5)
-    zoomed = ndimage.zoom(table.reshape(old, old, 6), (new / old, new / old, 1), order=1)
-    np.testing.assert_array_equal(positions.bilinear(table, new), zoomed.reshape(new * new, 6))
+    for ours, mode, corners in ((positions.bicubic, "bicubic", False), (positions.bilinear, "bilinear", True)):
+        theirs = torch.nn.functional.interpolate(plane, (new, new), mode=mode, align_corners=corners)
+        theirs = theirs[0].permute(1, 2, 0).reshape(new * new, 6).numpy()
+        np.testing.assert_allclose(ours(table, new), theirs, atol=1e-5)
 
 
-def test_another_resolution_equals_transformers_own_resampling(model, directory, archive, imported):
+@pytest.mark.parametrize("resample", [positions.bicubic, positions.bilinear])
+def test_resampling_keeps_constants_and_the_grid_it_has(resample):
+    np.testing.assert_allclose(resample(np.full((9, 4), 1.5, np.float32), 7), 1.5, atol=1e-6)
+    table = np.random.default_rng(0).normal(size=(25, 4)).astype(np.float32)
+    np.testing.assert_allclose(resample(table, 5), table, atol=1e-6)
+
+
+def test_another_resolution_equals_transformers_own_resampling(model, directory, archive, params):
     import torch
 
     larger = dataclasses.replace(TINY, image_size=44)  # 5 × 5 patches, a remainder is cut off
     images = np.random.default_rng(3).uniform(-1, 1, (2, 44, 44, 3)).astype(np.float32)
-    params = load_siglip(directory, larger)
+    resampled = load_siglip(directory, larger)
     embed = jit(lambda p, x: bind(definition(lambda rngs: Siglip(larger, rngs)), p).vision.embed(x))
     with torch.no_grad():
         pixels = torch.tensor(images.transpose(0, 3, 1, 2))
         theirs = model.vision_model.embeddings(pixels, interpolate_pos_encoding=True)
-    assert_close(embed(params, images), theirs, "siglip at another resolution")
-    assert_same(params["vision"]["encoder"], imported["vision"]["encoder"])
-    theirs = positions.bilinear(imported["vision"]["position_embedding"], 5)
+    assert_close(embed(resampled, images), theirs, "siglip at another resolution")
+    assert_same(resampled["vision"]["encoder"], params["vision"]["encoder"])
+    theirs = positions.bilinear(params["vision"]["position_embedding"], 5)
     np.testing.assert_array_equal(load_siglip(archive, larger)["vision"]["position_embedding"], theirs)
 
 
@@ -220,10 +180,6 @@ def test_positions_that_are_no_square_are_refused():
 
 
 # --- errors
-
-
-def write_config(folder, **values):
-    (folder / "config.json").write_text(json.dumps({"model_type": "siglip", **values}))
 
 
 @pytest.mark.parametrize("source", ["directory", "archive"])
@@ -252,10 +208,10 @@ def test_another_architecture_is_an_error_that_names_every_difference(source, re
     assert "text.width" not in str(error.value)
 
 
-def test_missing_and_unexpected_tensors_are_listed_at_once(imported, tmp_path):
+def test_missing_and_unexpected_tensors_are_listed_at_once(params, tmp_path):
     from safetensors.numpy import save_file
 
-    tensors = export_siglip(imported, TINY)
+    tensors = export_siglip(params, TINY)
     del tensors["vision_model.post_layernorm.bias"], tensors["logit_bias"]
     tensors["text_model.head.weight"] = np.zeros((32, 25), np.float32)
     tensors["vision_model.lora.weight"] = np.zeros(3, np.float32)
@@ -286,14 +242,43 @@ def test_defaults_are_those_of_transformers(tmp_path):
         assert (tower.heads, tower.mlp_width) == (theirs.num_attention_heads, theirs.intermediate_size)
 
 
-def test_the_giant_size_is_read_with_its_projection(tmp_path):
-    """google/siglip2-giant-opt-patch16-384: vision of big_vision's g-opt, text of So400m."""
-    vision = {"hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 16, "intermediate_size": 6144}
-    text = {"hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16, "intermediate_size": 4304}
-    text |= {"vocab_size": 256_000, "projection_size": 1536}
-    write_config(tmp_path, vision_config={**vision, "image_size": 384}, text_config=text)
+# Widths, depths, heads and MLPs of big_vision's `decode_variant`.
+BASE, LARGE = TowerConfig(768, 12, 12, 3072), TowerConfig(1024, 24, 16, 4096)
+SO400M, GIANT = TowerConfig(1152, 27, 16, 4304), TowerConfig(1536, 40, 16, 6144)
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "vision", "text", "vocabulary"),
+    [
+        (224, 16, BASE, BASE, 32_000),
+        (512, 16, BASE, BASE, 256_000),
+        (384, 16, LARGE, LARGE, 256_000),
+        (384, 14, SO400M, SO400M, 32_000),
+        (256, 16, SO400M, SO400M, 256_000),
+        (384, 16, GIANT, SO400M, 256_000),
+    ],
+)
+def test_every_published_size_has_the_names_and_shapes_of_transformers(size, patch, vision, text, vocabulary, tmp_path):
+    transformers = imported_package("transformers")
+    import torch
+
+    tower = lambda t: dict(zip(TOWER_FIELDS, dataclasses.astuple(t), strict=True))  # noqa: E731
+    theirs = transformers.SiglipConfig(
+        vision_config={**tower(vision), "image_size": size, "patch_size": patch},
+        text_config={**tower(text), "vocab_size": vocabulary, "projection_size": vision.width},
+    )
+    with torch.device("meta"):
+        tensors = transformers.SiglipModel(theirs).state_dict()
+    theirs.save_pretrained(tmp_path)
     config = read_siglip_config(tmp_path)
-    assert config == SiglipConfig(384, 16, TowerConfig(1536, 40, 16, 6144), vocabulary=256_000)
+    assert config == SiglipConfig(size, patch, vision, text, vocabulary)
+    # Zeros that take no memory.
+    tensors = {name: np.broadcast_to(np.float32(0), tuple(tensor.shape)) for name, tensor in tensors.items()}
+    assert mismatches(siglip_table(config), tensors, module_shapes(Siglip, config)) == []
+
+
+def test_the_giant_size_projects_its_texts_to_the_images_width():
+    config = SiglipConfig(384, 16, GIANT, SO400M, vocabulary=256_000)
     giant = definition(lambda rngs: Siglip(config, rngs))
     ids = jax.ShapeDtypeStruct((2, 64), np.int32)
     texts = jax.eval_shape(lambda params, ids: bind(giant, params).text(ids), module_shapes(Siglip, config), ids)

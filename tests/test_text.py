@@ -1,6 +1,7 @@
 """Token ids against those of transformers from the same small files, and what a wrong file is told."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from torch_packages import imported as imported_package
 
 from dualtoken_jax.data.text import open_tokenizer
 from dualtoken_jax.data.words import WordTokenizer
+from dualtoken_jax.interop.tokenizer_files import copy_tokenizer
 
 LENGTH = 16
 CORPUS = (
@@ -105,6 +107,24 @@ def test_siglip2_ids_are_those_of_transformers(gemma):
     assert found[0].tolist() != found[1].tolist()  # punctuation stays
     upper = open_tokenizer(str(gemma), LENGTH).encode(["A PHOTO OF A RED CIRCLE"])
     assert upper[0].tolist() == found[0].tolist()
+
+
+@pytest.mark.parametrize("kind", ["spiece", "gemma"])
+def test_autotokenizer_opens_that_of_an_export(kind, request, tmp_path, monkeypatch):
+    """As the model card of interop/model_card.py says."""
+    file, transformers = request.getfixturevalue(kind), imported_package("transformers")
+    from dualtoken_jax.interop import torch_model
+
+    copy_tokenizer(file.parent, tmp_path, LENGTH)
+    auto_map = {"AutoConfig": "modeling_dualtoken.DualTokenConfig"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "dualtoken", "auto_map": auto_map}))
+    (tmp_path / "modeling_dualtoken.py").write_text(Path(torch_model.__file__).read_text())
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "code"))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=True)
+    settings = {"padding": "max_length", "truncation": True, "max_length": LENGTH}
+    expected = theirs(CAPTIONS, **settings).input_ids
+    for tokenizer in (file, tmp_path):  # ours reads the export's as it reads the original
+        assert open_tokenizer(str(tokenizer), LENGTH).encode(CAPTIONS).tolist() == expected
 
 
 def test_a_folder_holds_its_tokenizer_and_an_empty_path_the_words(spiece, gemma):

@@ -8,17 +8,22 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
+from configs import demo
 from configs import tokenizer as recipes
 from dualtoken_jax import losses, sharding
 from dualtoken_jax.config import teacher_config
-from dualtoken_jax.models import bind
-from dualtoken_jax.models.dualtoken import forward
+from dualtoken_jax.models import bind, init_params
+from dualtoken_jax.models.dualtoken import decode, forward
+from dualtoken_jax.models.siglip import Siglip
+from dualtoken_jax.models.vgg import Lpips
 from dualtoken_jax.optimizer import names
 from dualtoken_jax.sharding import MeshConfig
 from dualtoken_jax.tasks import make_task
-from dualtoken_jax.tasks.state import normalise
+from dualtoken_jax.tasks.state import new_state, normalise
 
 ROWS = 16
+# Those that no other test trains; each takes as long to compile as all of the rest.
+ABLATIONS = [name for name in demo.ABLATIONS if recipes.recipe(name).model.supervision == "dual"]
 
 
 def _with(config, **loss):
@@ -105,8 +110,97 @@ def test_every_supervision_trains(supervision):
     assert (layers > 0).tolist() == [True, supervision != "pixel_only", supervision != "pixel_only"]
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["demo_improved"] + [pytest.param(name, marks=pytest.mark.slow) for name in ABLATIONS if name != "demo_improved"],
+)
+def test_every_ablation_trains(name):
+    config = recipes.recipe(name)
+    config = dataclasses.replace(tiny_config(name), train=dataclasses.replace(config.train, steps=2, batch_size=ROWS))
+    task, state = _start(_with(config, generator=config.loss.generator))
+    new, metrics = jax.jit(task.train_step)(state, _batch())
+    assert int(new.total_skips) == 0 and ("gram" in metrics) == (config.loss.gram > 0)
+    change = _changed(state.params, new.params)
+    assert all(value.any() for path, value in change.items() if path.endswith("kernel"))
+    assert bool(new.ema) == (name in ("demo_ema", "demo_improved"))
+    for branch in config.model.branches:
+        assert (state.codebooks[branch]["count"] != new.codebooks[branch]["count"]).any()
+
+    @jax.jit
+    def both_ways(state, images):
+        model = bind(task.graphdef, state.averaged)
+        out, _ = forward(model, state.codebooks, normalise(images))
+        codes = out.quantized["pixel"].codes.reshape(ROWS, 2, 2, -1)
+        return out.reconstruction, decode(model, state.codebooks, codes)
+
+    np.testing.assert_allclose(*both_ways(new, jnp.asarray(_batch()["image"])), atol=1e-4)
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
+@pytest.mark.parametrize("slow", [(), ("vision",)])
+def test_slow_modules_and_weight_average_do_not_meet(slow, ema_decay):
+    config = tiny_config()
+    optimizer = dataclasses.replace(config.optimizer, slow_modules=slow, slow_factor=0.1)
+    train = dataclasses.replace(config.train, ema_decay=ema_decay)
+    task = make_task(dataclasses.replace(config, optimizer=optimizer, train=train))
+    params = {"vision": {"kernel": jnp.ones((4, 4))}, "decoder": {"kernel": jnp.ones((4, 4))}}
+    old = new_state(params, task.optimizer, train, jax.random.key(0))
+    new, _ = task._apply(old, jax.tree.map(jnp.ones_like, params), {}, None)
+    moved = jax.tree.map(lambda a, b: float((a - b).mean()), params, new.params)
+    ratio = moved["vision"]["kernel"] / moved["decoder"]["kernel"]
+    assert ratio == pytest.approx(0.1 if slow else 1.0, rel=1e-2)
+    if ema_decay is None:
+        assert new.averaged is new.params
+    else:
+        jax.tree.map(lambda a, p, e: np.testing.assert_allclose(e, (a + p) / 2), params, new.params, new.averaged)
+
+
+def test_evaluation_reads_the_weight_average():
+    task, state = _start(tiny_config())
+    evaluate, batch = jax.jit(task.eval_step), _batch()
+    batch["text"] = batch["text"][:, : task.config.model.siglip.text_length]
+    expected = evaluate(state, batch)
+    found = evaluate(state.replace(params=jax.tree.map(jnp.zeros_like, state.params)), batch)
+    jax.tree.map(np.testing.assert_array_equal, expected, found)
+    found = evaluate(state.replace(ema=jax.tree.map(jnp.zeros_like, state.ema)), batch)
+    assert not np.array_equal(expected["embeddings"]["image"], found["embeddings"]["image"])
+    energy = expected["sums"]["residual_energy_pixel"] / expected["sums"]["count"]
+    assert 0 < energy < 10
+
+
+def test_gram_distance_sees_what_occurs_together_and_not_where():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 3, 4, 5, 6)).astype(np.float32)
+    gram = lambda f: np.einsum("bnc,bnd->bcd", f, f) / (20 * 6)  # noqa: E731
+    flat = [x.reshape(3, 20, 6) for x in (a, b)]
+    expected = ((gram(flat[0]) - gram(flat[1])) ** 2).sum((1, 2))
+    np.testing.assert_allclose(losses.gram_distance([a, a], [b, b]), 2 * expected, rtol=1e-4)
+    shuffled = flat[0][:, rng.permutation(20)]
+    np.testing.assert_allclose(losses.gram_distance([flat[0]], [shuffled]), 0, atol=1e-10)
+
+
+@pytest.mark.parametrize("network", ["lpips", "teacher"])
+def test_the_gram_term_costs_no_second_forward_pass(network):
+    convolutions, config = {}, tiny_config()
+    makers = {"siglip": lambda rngs: Siglip(config.model.siglip, rngs), "lpips": lambda rngs: Lpips(rngs=rngs)}
+    frozen = {n: jax.eval_shape(lambda key, n=n: init_params(makers[n], key), jax.random.key(0)) for n in makers}
+    for gram in (0.0, 1.0):
+        task = make_task(_with(config, perceptual_network=network, gram=gram))
+
+        def terms(frozen, images, fake, task=task):
+            teacher = task._teach(frozen, images)
+            values, pullback = task._perceptual(frozen, fake, images, teacher, jnp.ones(ROWS))
+            return values, pullback({name: 1.0 for name in values})
+
+        images = jax.ShapeDtypeStruct((ROWS, 16, 16, 3), "float32")
+        values, gradient = jax.eval_shape(terms, frozen, images, images)
+        assert set(values) == ({"perceptual", "gram"} if gram else {"perceptual"}) and gradient.shape == images.shape
+        convolutions[gram] = str(jax.make_jaxpr(terms)(frozen, images, images)).count("conv_general_dilated[")
+    assert convolutions[0.0] == convolutions[1.0] > 0
+
+
 def test_the_step_s_gradient_is_that_of_the_loss_as_METHOD_writes_it():
-    config = _with(tiny_config(), generator=0.75, discriminator_start=0, perceptual=1.0)
+    config = _with(tiny_config(), generator=0.75, discriminator_start=0, perceptual=1.0, gram=0.01)
     task, state = _start(config)
     batch = _batch()
     images, loss = normalise(jnp.asarray(batch["image"])), config.loss
@@ -117,11 +211,13 @@ def test_the_step_s_gradient_is_that_of_the_loss_as_METHOD_writes_it():
     def written_out(params, w):
         out, _ = forward(bind(task.graphdef, params), state.codebooks, images, jax.random.key(0))
         mean, x = jnp.mean, out.reconstruction
-        perceptual = mean(losses.feature_distance(task._shallow(state.frozen, x), teacher.shallow))
+        shallow = task._shallow(state.frozen, x)
+        perceptual = mean(losses.feature_distance(shallow, teacher.shallow))
         total = 5 * (mean((out.hidden - teacher.hidden) ** 2) - mean(losses.cosine(out.hidden, teacher.hidden)))
         total += mean((out.pooled - teacher.pooled) ** 2) - mean(losses.cosine(out.pooled, teacher.pooled))
         total += 5 * sum(q.commitment for q in out.quantized.values())
         total += 5 * mean((x - images) ** 2) + perceptual + 0.75 * w * -mean(critic(x))
+        total += 0.01 * mean(losses.gram_distance(shallow, teacher.shallow))
         return total, (mean((x - images) ** 2) + perceptual, -mean(critic(x)))
 
     kernel = lambda tree: tree["decoder"]["linear_out"]["kernel"]  # noqa: E731

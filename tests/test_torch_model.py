@@ -33,7 +33,7 @@ TRANSFORMER = DecoderConfig(kind="transformer", width=24, depth=1, heads=2)
 OPTIONS = {
     "dual": {},
     "single": {"supervision": "single", "post_attention": "full", "decoder": TRANSFORMER},
-    "dual_deep": {"supervision": "dual_deep", "projection": "linear", "shortcut_layer": None},
+    "dual_deep": {"supervision": "dual_deep", "projection": "linear", "shortcut_layer": None, "decoder": TRANSFORMER},
     "pixel_only": {"supervision": "pixel_only", "projection": "linear", "decoder": TRANSFORMER},
     "semantic_only": {"supervision": "semantic_only"},
     "product": {

@@ -22,7 +22,7 @@ def random_tree(config: DualTokenConfig, text: bool = True) -> dict:
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
-        name, noise = path[-1].key, rng.normal(size=leaf.shape).astype(np.float32)
+        name, noise = path[-1].key, rng.standard_normal(leaf.shape, np.float32)
         if name == "scale":
             return 1 + 0.1 * noise
         if name == "count":

@@ -51,6 +51,29 @@ class Files:
         return [Example(Path(path).read_bytes(), None, None, str(path)) for path in paths]
 
 
+class Selection:
+    """Some examples of a source, in the order of `indices` [n]."""
+
+    def __init__(self, source: Source, indices: np.ndarray) -> None:
+        """Reads nothing."""
+        self._source, self._indices = source, np.asarray(indices, np.int64)
+        self.class_names = source.class_names
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, indices: np.ndarray) -> list[Example]:
+        """As the source's."""
+        return self._source.read(self._indices[indices])
+
+
+def spread(source: Source, count: int) -> Selection:
+    """At most `count` examples, at even distances, so that a folder sorted by class gives some of every class."""
+    size = len(source)
+    count = min(count, size)
+    return Selection(source, np.arange(count) * size // max(count, 1))
+
+
 class Folder:
     """A folder of pictures, as the user has it: nothing is converted, files are read when they are needed.
 

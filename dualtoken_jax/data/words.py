@@ -22,9 +22,10 @@ class WordTokenizer:
     alike to a fresh tower, and a short training spends itself on telling them apart; repeated words do not.
     """
 
-    def __init__(self, length: int):
+    def __init__(self, length: int, words: list[str] | None = None):
+        """`words` in the order of their ids; None takes those of the scenes."""
         self.length = length
-        words = sorted({*WORDS, *_PROMPT_WORDS})
+        words = sorted({*WORDS, *_PROMPT_WORDS}) if words is None else words
         self._ids = {word: _FIRST_WORD + i for i, word in enumerate(words)}
 
     @property

@@ -15,6 +15,7 @@ from dualtoken_jax.data.sources import Source
 from dualtoken_jax.data.text import open_tokenizer
 from dualtoken_jax.evaluation import metrics, zero_shot
 from dualtoken_jax.evaluation.frechet import FeatureStatistics, frechet_distance
+from dualtoken_jax.models.dualtoken import DualTokenConfig
 
 # Whose embeddings are judged, and under which prefix: the run's own go without one.
 _VIEWS = {"image": "", "teacher": "teacher_", "teacher_quantized": "teacher_quantized_"}
@@ -45,8 +46,8 @@ def measure(task, state, config: Config, mesh) -> Measurement:
     if "reconstruction" in collected["embeddings"]:
         results["frechet_teacher"] = _frechet(collected)
     for branch, counts in collected["codes"].items():
-        results |= _codebook(branch, counts, config.model.quantizer(branch).shared_codebook)
-    results |= bit_rates(config)
+        results |= codebook_use(branch, counts, config.model.quantizer(branch).shared_codebook)
+    results |= bit_rates(config.model) if config.task == "tokenizer" else {}
     images = collected["image"]
     labels, embeddings = collected["label"][: len(images)], collected["embeddings"]["image"][: len(images)]
     predictions = zero_shot.predictions(embeddings, classes, labels, source.class_names)
@@ -146,7 +147,8 @@ def _frechet(collected) -> float:
     return frechet_distance(*pair)
 
 
-def _codebook(branch: str, counts: np.ndarray, shared: bool) -> dict[str, Any]:
+def codebook_use(branch: str, counts: np.ndarray, shared: bool) -> dict[str, Any]:
+    """Use, perplexity and KL of one vocabulary from counts [D, K], all depths together and as lists by depth."""
     found = metrics.codebook_statistics(counts, shared)
     results: dict[str, Any] = {}
     for name, value in found["overall"].items():
@@ -155,11 +157,9 @@ def _codebook(branch: str, counts: np.ndarray, shared: bool) -> dict[str, Any]:
     return results
 
 
-def bit_rates(config: Config) -> dict[str, float]:
+def bit_rates(model: DualTokenConfig) -> dict[str, float]:
     """Bits per pixel: `bits_per_pixel` of the codes that the decoder reads, `bits_per_pixel_all` of every branch."""
-    model, results = config.model, {}
-    if config.task != "tokenizer":
-        return results
+    results = {}
     tokens, side = model.siglip.grid**2, model.siglip.image_size
     rates = {
         branch: metrics.bits_per_pixel(tokens, model.quantizer(branch).depth, model.quantizer(branch).codes, side)

@@ -153,7 +153,7 @@ def retrieval_at_1(
         )
     names, text = np.unique(np.asarray(captions), return_inverse=True)  # [n]
     true_pairs = owner * len(names) + text  # [n] one integer per (image, caption)
-    image, phrase = _unit(image_emb), _unit(text_emb)
+    image, phrase = unit(image_emb), unit(text_emb)
     found_text = text[_nearest(image, phrase, chunk)]  # [m]
     found_image = _nearest(phrase, image, chunk)  # [n]
     return {
@@ -162,9 +162,10 @@ def retrieval_at_1(
     }
 
 
-def _unit(embedding: np.ndarray) -> np.ndarray:
-    embedding = np.asarray(embedding, np.float32)
-    return embedding / (np.linalg.norm(embedding, axis=-1, keepdims=True) + 1e-12)
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors [..., C] as float32 of length 1 on the host; zeros stay zeros."""
+    vectors = np.asarray(vectors, np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-8)
 
 
 def _nearest(queries: np.ndarray, keys: np.ndarray, chunk: int) -> np.ndarray:

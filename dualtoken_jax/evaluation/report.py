@@ -85,17 +85,23 @@ def supervision(config: Config) -> str:
 
 
 def perceptual_term(config: Config) -> str:
-    """Which network, if any, the perceptual loss looks through."""
+    """Which network, if any, the perceptual and the Gram loss look through."""
     if not config.model.reconstructs:
         return ""
-    if config.loss.perceptual == 0:
-        return "There is no perceptual loss."
-    if config.loss.perceptual_network == "lpips":
-        return "The perceptual loss is LPIPS (VGG16)."
-    return (
-        "The perceptual loss is the distance of the frozen teacher's first hidden states, a stand-in where the weights "
-        "of LPIPS are not at hand."
-    )
+    loss, lpips = config.loss, config.loss.perceptual_network == "lpips"
+    if loss.perceptual == 0:
+        term = "There is no perceptual loss."
+    elif lpips:
+        term = "The perceptual loss is LPIPS (VGG16)."
+    else:
+        term = (
+            "The perceptual loss is the distance of the frozen teacher's first hidden states, a stand-in where the "
+            "weights of LPIPS are not at hand."
+        )
+    if loss.gram > 0:
+        features = "VGG16's features" if lpips else "the frozen teacher's first hidden states"
+        term += f" The texture loss is the distance of the Gram matrices of {features}."
+    return term
 
 
 def _headlines(config: Config, results: Mapping[str, Any]):

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dualtoken_jax.evaluation.metrics import unit
+
 # Captions of the scenes name size and texture before the colour; photographs get CLIP's seven best templates.
 SCENE_TEMPLATES = (
     "a {}",
@@ -43,8 +45,8 @@ def class_embeddings(
 ) -> np.ndarray:
     """One unit vector [C] per class: normalised embeddings of every template, averaged, normalised."""
     captions = [template.format(name.replace("_", " ")) for name in class_names for template in templates]
-    vectors = _unit(embed_captions(captions)).reshape(len(class_names), len(templates), -1)
-    return _unit(vectors.mean(axis=1))
+    vectors = unit(embed_captions(captions)).reshape(len(class_names), len(templates), -1)
+    return unit(vectors.mean(axis=1))
 
 
 def accuracy(embeddings: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -66,7 +68,7 @@ def predictions(
     if len(classes) < 2:
         return []
     rows = np.flatnonzero(labels >= 0)
-    scores = _unit(embeddings[rows]) @ classes.T  # [n, m]
+    scores = unit(embeddings[rows]) @ classes.T  # [n, m]
     order = np.argsort(-scores, axis=1)[:, :best]
     return [
         Prediction(int(row), class_names[labels[row]], [(class_names[c], float(score[c])) for c in chosen])
@@ -75,12 +77,7 @@ def predictions(
 
 
 def rank_of_label(embeddings: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many classes score at least as high as the true one, itself left out, so that ties count against it."""
-    logits = _unit(embeddings) @ classes.T  # [n, m]
+    """How many classes do not score lower than the true one, itself left out: ties and NaN count against it."""
+    logits = unit(embeddings) @ classes.T  # [n, m]
     own = np.take_along_axis(logits, labels[:, None], axis=1)
-    return (logits >= own).sum(axis=1) - 1
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    vectors = np.asarray(vectors, np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-8)
+    return (~(logits < own)).sum(axis=1) - 1

@@ -8,6 +8,7 @@ from flax import nnx
 
 from dualtoken_jax.interop.files import StateDict, WeightFileError, read_tensors
 from dualtoken_jax.interop.name_table import Entry, Layout, linear, to_tree
+from dualtoken_jax.interop.published import check_digest
 from dualtoken_jax.models.vgg import SCALE, SHIFT, Lpips, VggConfig
 
 _VGG16 = VggConfig()
@@ -23,11 +24,14 @@ def load_lpips(*paths: str | Path, config: VggConfig = _VGG16) -> dict:
       (`weights/v0.1/vgg.pth`) or taming-transformers (`vgg.pth`) keep them: two files, or a folder that holds both;
     - the state dict of the lpips package's whole module, or of taming-transformers' (`net.sliceK.N.*`).
 
-    Raises FileNotFoundError or WeightFileError as `read_tensors`, and for constants other than version 0.1's;
-    ValueError with every missing, unexpected and mis-shaped name at once.
+    A file whose name carries its digest, as torchvision's does, is checked against it.
+
+    Raises FileNotFoundError or WeightFileError as `read_tensors`, for another digest than the name's, and for constants
+    other than version 0.1's; ValueError with every missing, unexpected and mis-shaped name at once.
     """
     tensors: StateDict = {}
     for file in [file for path in paths for file in _files(Path(path))]:
+        check_digest(file)
         found = _renamed(read_tensors(file))
         if repeated := sorted(n for n in found.keys() & tensors.keys() if not np.array_equal(found[n], tensors[n])):
             raise WeightFileError(f"{file} holds another {repeated[0]} than a file beside it; keep one of the two")

@@ -29,7 +29,7 @@ def read_released_config(file: Path, tensors: StateDict) -> DualTokenConfig:
         found = json.loads(file.read_text())
         values = found.get("rqvaesiglip", found)
         image_size = values["ddconfig"]["resolution"]
-        siglip = _siglip(file, values.get("pretrained_model"), tensors, image_size)
+        siglip = _siglip(siglip_folder(file), tensors, image_size)
         config = _model(values, siglip)
     except (json.JSONDecodeError, AttributeError, TypeError) as error:
         raise ValueError(f"{file} is damaged or no config.json of the released code: {error}") from error
@@ -39,11 +39,17 @@ def read_released_config(file: Path, tensors: StateDict) -> DualTokenConfig:
     return config
 
 
-def _siglip(file: Path, name: str | None, tensors: StateDict, image_size: int) -> SiglipConfig:
-    if name:
-        for folder in (file.parent / name, file.parent.parent / name):
-            if (folder / "config.json").exists():
-                return read_huggingface_config(folder)
+def siglip_folder(file: Path) -> Path | None:
+    """The folder that `pretrained_model` names, looked for beside the config.json and one folder up; None without."""
+    found = json.loads(Path(file).read_text())
+    name = found.get("rqvaesiglip", found).get("pretrained_model")
+    folders = (file.parent / name, file.parent.parent / name) if name else ()
+    return next((folder for folder in folders if (folder / "config.json").exists()), None)
+
+
+def _siglip(folder: Path | None, tensors: StateDict, image_size: int) -> SiglipConfig:
+    if folder:
+        return read_huggingface_config(folder)
     prefix = "siglip_model."
     return siglip_config_of({n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}, image_size)
 

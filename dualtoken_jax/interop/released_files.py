@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from dualtoken_jax.interop.files import INDEX, SINGLE, WeightFileError, read_tensors
 from dualtoken_jax.interop.name_table import StateDict
 from dualtoken_jax.interop.output import write_json, write_safetensors
@@ -15,6 +17,7 @@ from dualtoken_jax.interop.released import (
 )
 from dualtoken_jax.interop.released_config import read_released_config, released_config_json
 from dualtoken_jax.interop.siglip_config import huggingface_config
+from dualtoken_jax.interop.tokenizer_files import copy_tokenizer
 from dualtoken_jax.models.dualtoken import DualTokenConfig
 
 CONFIG = "config.json"
@@ -52,15 +55,21 @@ def _weight_file(folder: Path) -> Path:
 
 
 def write_released(
-    folder: Path, config: DualTokenConfig, tree: dict, siglip: dict, name: str, file: Literal["pt", "safetensors"]
+    folder: Path,
+    config: DualTokenConfig,
+    tree: dict,
+    siglip: dict,
+    name: str,
+    tokenizer: str,
+    file: Literal["pt", "safetensors"],
 ) -> None:
     """Fills `folder` with the weights, a config.json and the folder `siglip` that the released code builds on.
 
-    `siglip`: parameters of `Siglip`, the teacher. Without a text tower in `tree` the state dict lacks its tensors, and
-    the released code loads it with `strict=False` only.
+    `siglip`: parameters of `Siglip`, the teacher; `tokenizer`: its tokenizer's file, or folder with it, or ''. Without
+    a text tower in `tree` the state dict lacks its tensors, and the released code loads it with `strict=False` only.
 
-    The format has no place for the raw weights beside averaged ones, the optimizer's moments, the discriminator and
-    the LPIPS network; nor for the settings that `released_config_json` lists.
+    The format has no place for the scenes' word tokenizer, the raw weights beside averaged ones, the optimizer's
+    moments, the discriminator and the LPIPS network; nor for the settings that `released_config_json` lists.
 
     Raises ValueError for a model that the released code does not have, WeightFileError for .pt without torch.
     """
@@ -74,6 +83,8 @@ def write_released(
     write_json(folder / _SIGLIP / CONFIG, huggingface_config(config.siglip))
     teacher = (export_siglip if "text" in tree else export_siglip_vision)(siglip, config.siglip)
     write_safetensors(folder / _SIGLIP / SINGLE, teacher)
+    if tokenizer:
+        copy_tokenizer(Path(tokenizer), folder / _SIGLIP, config.siglip.text_length)
 
 
 def _write_torch(file: Path, tensors: StateDict, name: str) -> None:
@@ -81,5 +92,6 @@ def _write_torch(file: Path, tensors: StateDict, name: str) -> None:
         import torch
     except ImportError as error:
         raise WeightFileError("a .pt file needs torch: pip install torch, or use --file=safetensors") from error
+    state = {key: torch.from_numpy(np.require(x, requirements="W")) for key, x in tensors.items()}
     # Epochs are the released code's way to count; a run of ours counts steps, and starts there as a new one.
-    torch.save({"epoch": 0, "name": name, "state_dict": {n: torch.from_numpy(x) for n, x in tensors.items()}}, file)
+    torch.save({"epoch": 0, "name": name, "state_dict": state}, file)

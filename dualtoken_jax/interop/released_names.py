@@ -20,22 +20,25 @@ from dualtoken_jax.models.siglip import SiglipConfig
 
 
 def released_table(config: DualTokenConfig, text: bool = True) -> list[Entry]:
-    """Every tensor of the released state dict; raises ValueError for what the released code does not have."""
-    if config.shortcut_layer is None:
-        raise ValueError("the released checkpoint format has a shortcut projection, this model has none")
-    for field, value, wanted in (
-        ("supervision", config.supervision, "dual"),
-        ("projection", config.projection, "attention"),
-        ("decoder.kind", config.decoder.kind, "convolutional"),
-        ("decoder.groups", config.decoder.groups, 32),
-        ("post_attention", config.post_attention, "causal"),
-        ("pixel.kind", config.pixel.kind, "residual"),
-        ("semantic.kind", config.semantic.kind, "residual"),
-        ("pixel.normalise", config.pixel.normalise, False),
-        ("semantic.normalise", config.semantic.normalise, False),
-    ):
-        if value != wanted:
-            raise ValueError(f"the released checkpoint format has {field} {wanted!r} only, got {value!r}")
+    """Every tensor of the released state dict; raises ValueError with all that the released code does not have."""
+    wrong = [
+        f"{field} {wanted!r}, not {value!r}"
+        for field, value, wanted in (
+            ("supervision", config.supervision, "dual"),
+            ("projection", config.projection, "attention"),
+            ("post_attention", config.post_attention, "causal"),
+            ("decoder.kind", config.decoder.kind, "convolutional"),
+            ("decoder.groups", config.decoder.groups, 32),
+            ("pixel.kind", config.pixel.kind, "residual"),
+            ("semantic.kind", config.semantic.kind, "residual"),
+            ("pixel.normalise", config.pixel.normalise, False),
+            ("semantic.normalise", config.semantic.normalise, False),
+        )
+        if value != wanted
+    ]
+    wrong += ["a shortcut_layer"] if config.shortcut_layer is None else []
+    if wrong:
+        raise ValueError(f"the released checkpoint format has only {', '.join(wrong)}; huggingface's has all")
     return model_table(config, text)
 
 

@@ -596,10 +596,10 @@ class DualTokenModel(PreTrainedModel):
         """Token ids [n, text length] of a model with a word tokenizer.
 
         Lower-cased words without punctuation, unknown ones as UTF-8 bytes, repeated until the row is full. Models with
-        a tokenizer file of their own use `AutoTokenizer.from_pretrained(FOLDER)` instead.
+        a tokenizer file of their own use `AutoTokenizer` instead, as the export's README says.
         """
         if self.config.words is None:
-            raise ValueError("this model has no word tokenizer: use AutoTokenizer.from_pretrained on its folder")
+            raise ValueError("this model has no word tokenizer: use AutoTokenizer.from_pretrained, as its README says")
         known = {word: 257 + i for i, word in enumerate(self.config.words)}  # after padding (0) and the bytes (1 … 256)
         length = self.options.siglip.text_length
         rows = []

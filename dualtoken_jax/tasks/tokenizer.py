@@ -1,5 +1,6 @@
 """DualToken training: one forward pass, gradients at its outputs, one backward pass (METHOD: losses)."""
 
+import dataclasses
 from functools import partial
 from typing import NamedTuple
 
@@ -16,7 +17,15 @@ from dualtoken_jax.models.dualtoken import DualToken, forward
 from dualtoken_jax.models.quantizer import init_codebook, quantize
 from dualtoken_jax.models.siglip import Siglip
 from dualtoken_jax.models.vgg import Lpips
-from dualtoken_jax.optimizer import discriminator_schedule, make_optimizer, scaled, schedule, trainable, update_scales
+from dualtoken_jax.optimizer import (
+    FreezeConfig,
+    discriminator_schedule,
+    make_optimizer,
+    scaled,
+    schedule,
+    trainable,
+    update_scales,
+)
 from dualtoken_jax.tasks.state import TrainState, all_finite, guarded, moving_average, new_state, normalise
 
 TERMS = (
@@ -70,7 +79,7 @@ class Tokenizer:
     def check_parameters(self) -> None:
         """Raises ValueError for a model that cannot be built, or a frozen or slow module that it does not have."""
         params = jax.eval_shape(partial(init_params, self.make), jax.random.key(0))
-        trainable(params, self.config.freeze)
+        trainable(params, self.freezable(self.config.freeze, params))
         update_scales(params, self.config.optimizer)
 
     def train_step(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -219,7 +228,7 @@ class Tokenizer:
 
     def _apply(self, state, gradients, codebooks, adversary):
         """The state after this step's updates, and the norm of the gradients."""
-        masks = trainable(state.params, self.config.freeze)
+        masks = trainable(state.params, self.freezable(self.config.freeze, state.params))
         gradients = scaled(gradients, masks)
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.params)
         updates = scaled(scaled(updates, masks), update_scales(state.params, self.config.optimizer))
@@ -229,6 +238,11 @@ class Tokenizer:
         if adversary is not None:
             new = new.replace(discriminator=adversary[0], discriminator_optimizer=adversary[1])
         return new, optax.global_norm(gradients)
+
+    def freezable(self, freeze: FreezeConfig, params: dict) -> FreezeConfig:
+        """`freeze` without the branches that have no projections: they have a codebook to freeze, and no parameter."""
+        empty = set(self.config.model.branches) - set(params)
+        return dataclasses.replace(freeze, modules=tuple(name for name in freeze.modules if name not in empty))
 
     def _teach(self, frozen, images) -> Teaching:
         vision, layer = bind(self.siglip, frozen["siglip"]).vision, self.config.model.semantic_layer

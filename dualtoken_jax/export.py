@@ -1,0 +1,75 @@
+"""python -m dualtoken_jax.export --workdir=DIR --output=OUT --format=released|huggingface
+
+released     a checkpoint that the released PyTorch code loads, its config.json and the SigLIP that it builds on
+huggingface  a folder that AutoModel.from_pretrained(OUT, trust_remote_code=True) opens, with its code and model card
+
+OUT is complete or not there at all. dualtoken_jax.load opens either.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from dualtoken_jax import job
+from dualtoken_jax.checkpoint import load_config, load_frozen, with_kept_tokenizer
+from dualtoken_jax.data.words import WordTokenizer
+from dualtoken_jax.interop.huggingface import Export, write_export
+from dualtoken_jax.interop.model_card import model_card
+from dualtoken_jax.interop.output import new_folder
+from dualtoken_jax.interop.released_files import write_released
+from dualtoken_jax.interop.released_names import released_table
+from dualtoken_jax.pretrained import open_workdir
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Flags → the folder."""
+    flags = _parser().parse_args(arguments)
+    try:
+        export(flags)
+    except (*job.EXPECTED_ERRORS, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{flags.workdir} → {flags.output} ({flags.format})")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dualtoken_jax.export", description="A trained tokenizer, to go.")
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of a tokenizer run")
+    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    parser.add_argument("--format", choices=("released", "huggingface"), required=True)
+    parser.add_argument("--weights", choices=("ema", "raw"), help="default: the average where the run keeps one")
+    parser.add_argument("--without_text", action="store_true", help="leave the text tower out")
+    parser.add_argument("--file", choices=("pt", "safetensors"), default="safetensors", help="of --format=released")
+    parser.add_argument("--max_shard_gb", type=float, default=4.0, help="of --format=huggingface")
+    return parser
+
+
+def export(flags: argparse.Namespace) -> None:
+    """Writes the export that the flags name."""
+    with new_folder(flags.output) as folder:
+        config = load_config(flags.workdir)
+        if flags.format == "released" and config.task == "tokenizer":
+            released_table(config.model)  # before gigabytes are read
+        found = open_workdir(flags.workdir, flags.weights)
+        tokenizer = with_kept_tokenizer(config, flags.workdir).tokenizer
+        if flags.without_text:
+            tree = {name: found.tree[name] for name in ("params", "codebooks")}
+            found, tokenizer = found._replace(tree=tree, text_tokenizer=None), ""
+        if flags.format == "released":
+            siglip = load_frozen(flags.workdir)["siglip"]
+            write_released(folder, found.model, found.tree, siglip, found.name, tokenizer, flags.file)
+            return
+        weights = flags.weights or ("raw" if config.train.ema_decay is None else "ema")
+        words = found.text_tokenizer.words if isinstance(found.text_tokenizer, WordTokenizer) else None
+        card = model_card(config, found.step, weights, _results(flags.workdir), words is not None, "text" in found.tree)
+        export = Export(found.model, found.tree, found.name, found.step, tokenizer, words)
+        write_export(folder, export, weights, card, int(flags.max_shard_gb * 1e9))
+
+
+def _results(workdir: Path) -> dict | None:
+    file = workdir / "evaluation.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+if __name__ == "__main__":
+    main()

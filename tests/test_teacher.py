@@ -1,0 +1,121 @@
+"""A published SigLIP as the teacher, with its tokenizer: what reaches the run, what the workdir keeps, the errors."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config
+from siglip_files import big_vision, random_params, write_huggingface
+from test_text import gemma, spiece  # noqa: F401  fixtures
+
+import dualtoken_jax
+from dualtoken_jax import job
+from dualtoken_jax.checkpoint import claim_workdir, keep_tokenizer, load_frozen, with_kept_tokenizer
+from dualtoken_jax.config import ConfigError, check
+from dualtoken_jax.data.text import open_tokenizer
+
+
+@pytest.fixture
+def teacher(spiece, tmp_path):  # noqa: F811
+    """(config, folder of the teacher, its parameters)."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    config = tiny_config()
+    params = random_params(config.model.siglip)
+    write_huggingface(folder, params, config.model.siglip)
+    shutil.copy(spiece, folder)
+    named = dataclasses.replace(config.teacher, path=str(folder), train=None, optimizer=None)
+    return check(dataclasses.replace(config, teacher=named, tokenizer=str(folder))), folder, params
+
+
+def named(config, path):
+    return dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, path=str(path)))
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_the_published_weights_are_the_frozen_teacher(teacher, tmp_path):
+    config, _, params = teacher
+    job.preflight(config, tmp_path / "run")
+    assert_same(job.frozen_weights(config, tmp_path / "run"), {"siglip": params})
+    np.savez(tmp_path / "siglip.npz", **big_vision(params, config.model.siglip))
+    assert_same(job.named_teacher(named(config, tmp_path / "siglip.npz")), params)
+
+
+def test_a_teacher_that_does_not_fit_is_an_error_with_the_remedy(teacher, tokenizer_workdir, tmp_path):
+    config, folder, _ = teacher
+    with pytest.raises(ConfigError, match="teacher.path .*nowhere does not exist; name a contrastive run's workdir"):
+        job.named_teacher(named(config, tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="is a published SigLIP: set tokenizer to the folder"):
+        job.named_teacher(dataclasses.replace(config, tokenizer=""))
+    with pytest.raises(ConfigError, match="is a tokenizer run; its teacher is in"):
+        job.named_teacher(named(config, tokenizer_workdir))
+    with pytest.raises(ConfigError, match="learned from tokenizer '', not '.*published'"):
+        job.named_teacher(named(config, tokenizer_workdir / "teacher"))
+    wider = dataclasses.replace(config.model.siglip.vision, width=64)
+    siglip = dataclasses.replace(config.model.siglip, vision=wider)
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, siglip=siglip))
+    with pytest.raises(ValueError, match="vision.width: the file has 32, wanted 64"):
+        job.named_teacher(other)
+
+
+def test_the_workdir_keeps_the_tokenizer_and_needs_the_original_no_more(teacher, tmp_path):
+    config, folder, _ = teacher
+    workdir, captions = tmp_path / "run", ["a red circle"]
+    expected = open_tokenizer(config.tokenizer, 20).encode(captions)
+    (workdir / "tokenizer.tmp").mkdir(parents=True)  # of a copy that was cut off
+    job.preflight(config, workdir)
+    assert [file.name for file in (workdir / "tokenizer").iterdir()] == ["spiece.model"]
+    assert not (workdir / "tokenizer.tmp").exists()
+    shutil.rmtree(folder)
+    for kept in (keep_tokenizer(config, workdir), with_kept_tokenizer(config, workdir)):
+        assert kept == dataclasses.replace(config, tokenizer=str(workdir / "tokenizer"))
+        np.testing.assert_array_equal(open_tokenizer(kept.tokenizer, 20).encode(captions), expected)
+    job.preflight(config, workdir)  # the same command again
+    with pytest.raises(FileNotFoundError, match="tokenizer: there is no file or folder .*published; SigLIP's spiece"):
+        job.preflight(config, tmp_path / "another run")
+
+
+def test_another_tokenizer_named_before_training_replaces_the_copy(teacher, gemma, tmp_path):  # noqa: F811
+    config, _, _ = teacher
+
+    def start(config):
+        claim_workdir(config, tmp_path / "run")
+        keep_tokenizer(config, tmp_path / "run")
+
+    kept = tmp_path / "run" / "tokenizer"
+    names = lambda: [file.name for file in kept.iterdir()]  # noqa: E731
+    start(config)
+    assert names() == ["spiece.model"]
+    start(dataclasses.replace(config, tokenizer=str(gemma)))
+    assert names() == ["tokenizer.json"]
+    words = dataclasses.replace(config, tokenizer="")
+    start(words)
+    assert not kept.exists() and with_kept_tokenizer(words, tmp_path / "run") == words
+
+
+def test_a_tokenizer_of_another_text_tower_is_refused_before_anything_is_trained(teacher, gemma, tmp_path):  # noqa: F811
+    config, _, _ = teacher
+    siglip = dataclasses.replace(config.model.siglip, vocabulary=60)
+    small = dataclasses.replace(config, model=dataclasses.replace(config.model, siglip=siglip), tokenizer=str(gemma))
+    with pytest.raises(ConfigError, match=r"model.siglip.vocabulary 60 is smaller than the \d+ ids of tokenizer"):
+        job.preflight(check(small), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_run_with_a_published_teacher_from_start_to_finish(teacher, tmp_path):
+    config, folder, params = teacher
+    workdir = tmp_path / "run"
+    results = job.run(config, workdir)
+    assert "zero_shot_top1" in results and np.isfinite(results["psnr"])
+    assert_same(load_frozen(workdir), {"siglip": params})
+    shutil.rmtree(folder)
+    tokenizer = dualtoken_jax.load(workdir)
+    upper, lower = tokenizer.embed_text(["A red, circle!", "a red circle"])
+    np.testing.assert_array_equal(upper, lower)
+    again = job.conclude(config, workdir, job.load_state(config, workdir))
+    assert again == results
