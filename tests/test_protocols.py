@@ -150,7 +150,7 @@ def test_codebook_use_counts_every_depth():
     results = use.results()
     for branch, found in (("pixel", codes[..., :2]), ("semantic", codes[..., 2:])):
         counts = [np.bincount(found[..., depth].ravel(), minlength=64) for depth in range(found.shape[-1])]
-        assert codebook_use(branch, np.array(counts)).items() <= results.items()
+        assert codebook_use(branch, np.array(counts), shared=True).items() <= results.items()
 
 
 def test_lpips_joins_the_figures(folder, monkeypatch):
