@@ -17,6 +17,7 @@ from dualtoken_jax.data.words import WordTokenizer
 from dualtoken_jax.interop.huggingface import Export, write_export
 from dualtoken_jax.interop.model_card import model_card
 from dualtoken_jax.interop.output import new_folder
+from dualtoken_jax.interop.released_config import not_in_released
 from dualtoken_jax.interop.released_files import write_released
 from dualtoken_jax.interop.released_names import released_table
 from dualtoken_jax.pretrained import open_workdir
@@ -24,7 +25,11 @@ from dualtoken_jax.pretrained import open_workdir
 
 def main(arguments: list[str] | None = None) -> None:
     """Flags → the folder."""
-    flags = _parser().parse_args(arguments)
+    parser = _parser()
+    flags = parser.parse_args(arguments)
+    for flag, of in (("file", "released"), ("max_shard_gb", "huggingface")):
+        if getattr(flags, flag) is not None and flags.format != of:
+            parser.error(f"--{flag} is of --format={of}, not of {flags.format}")
     try:
         export(flags)
     except (*job.EXPECTED_ERRORS, OSError) as error:
@@ -39,8 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=("released", "huggingface"), required=True)
     parser.add_argument("--weights", choices=("ema", "raw"), help="default: the average where the run keeps one")
     parser.add_argument("--without_text", action="store_true", help="leave the text tower out")
-    parser.add_argument("--file", choices=("pt", "safetensors"), default="safetensors", help="of --format=released")
-    parser.add_argument("--max_shard_gb", type=float, default=4.0, help="of --format=huggingface")
+    parser.add_argument("--file", choices=("pt", "safetensors"), help="of --format=released; default: safetensors")
+    parser.add_argument("--max_shard_gb", type=float, help="of --format=huggingface; default: 4")
     return parser
 
 
@@ -57,18 +62,24 @@ def export(flags: argparse.Namespace) -> None:
             found, tokenizer = found._replace(tree=tree, text_tokenizer=None), ""
         if flags.format == "released":
             siglip = load_frozen(flags.workdir)["siglip"]
-            write_released(folder, found.model, found.tree, siglip, found.name, tokenizer, flags.file)
+            write_released(folder, found.model, found.tree, siglip, found.name, tokenizer, flags.file or "safetensors")
+            print("".join(f"note: {line}\n" for line in not_in_released(found.model)), end="")
             return
         weights = flags.weights or ("raw" if config.train.ema_decay is None else "ema")
         words = found.text_tokenizer.words if isinstance(found.text_tokenizer, WordTokenizer) else None
-        card = model_card(config, found.step, weights, _results(flags.workdir), words is not None, "text" in found.tree)
+        results = _results(flags.workdir, found.step, weights)
+        card = model_card(config, found.step, weights, results, words is not None, "text" in found.tree)
         export = Export(found.model, found.tree, found.name, found.step, tokenizer, words)
-        write_export(folder, export, weights, card, int(flags.max_shard_gb * 1e9))
+        write_export(folder, export, weights, card, int((flags.max_shard_gb or 4) * 1e9))
 
 
-def _results(workdir: Path) -> dict | None:
+def _results(workdir: Path, step: int, weights: str) -> dict | None:
+    """What was measured of these very weights; None without."""
     file = workdir / "evaluation.json"
-    return json.loads(file.read_text()) if file.exists() else None
+    found = json.loads(file.read_text()) if file.exists() else {}
+    if (found.pop("step", None), found.pop("weights", None)) != (step, weights):
+        return None
+    return found
 
 
 if __name__ == "__main__":

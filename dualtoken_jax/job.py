@@ -79,7 +79,8 @@ def conclude(config: Config, workdir: Path, state: TrainState) -> dict:
         measurement, samples = loop.evaluate(make_task(config), state, config, mesh, writer)
     writer.close()
     if jax.process_index() == 0:
-        (workdir / "evaluation.json").write_text(json.dumps(measurement.results, indent=1) + "\n")
+        what = {"step": int(state.step), "weights": "ema" if state.ema else "raw"}
+        (workdir / "evaluation.json").write_text(json.dumps(what | measurement.results, indent=1) + "\n")
         trained = {config.task: read_metrics(workdir), "teacher": read_metrics(workdir / "teacher")}
         report = write_report(workdir, config, measurement, samples, trained)
         print(f"{table(measurement.results)}\n\n{places(workdir, report)}")

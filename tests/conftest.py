@@ -75,3 +75,13 @@ def tokenizer_workdir(tmp_path_factory) -> Path:
     done = python("-c", "import sys, conftest; conftest.train_tiny(sys.argv[1])", workdir)
     assert done.returncode == 0, done.stderr
     return workdir
+
+
+@pytest.fixture(scope="session")
+def exported(tokenizer_workdir, tmp_path_factory) -> Path:
+    """The finished run's Hugging Face export, in several shards."""
+    from dualtoken_jax import export
+
+    output = tmp_path_factory.mktemp("export") / "model"
+    export.main([f"--workdir={tokenizer_workdir}", f"--output={output}", "--format=huggingface", "--max_shard_gb=1e-4"])
+    return output

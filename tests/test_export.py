@@ -2,14 +2,18 @@
 
 import dataclasses
 import gzip
+import io
 import json
 
 import jax
 import numpy as np
 import pytest
+from conftest import tiny_config
+from PIL import Image
 from released_record import CONFIG, DATA, weights
 
-from dualtoken_jax import export
+from dualtoken_jax import export, loop, sharding
+from dualtoken_jax.checkpoint import Checkpoints, claim_workdir, save_frozen
 from dualtoken_jax.interop.files import WeightFileError, read_tensors
 from dualtoken_jax.interop.huggingface import read_export
 from dualtoken_jax.interop.output import new_folder, write_safetensors
@@ -20,6 +24,7 @@ from dualtoken_jax.models.decoder import DecoderConfig
 from dualtoken_jax.models.dualtoken import DualTokenConfig
 from dualtoken_jax.models.siglip import SiglipConfig
 from dualtoken_jax.pretrained import open_workdir
+from dualtoken_jax.tasks import make_task
 
 
 def run(workdir, output, *flags) -> None:
@@ -37,34 +42,42 @@ def assert_bitwise(ours, theirs) -> None:
 
 
 @pytest.fixture(scope="module")
-def exported(tokenizer_workdir, tmp_path_factory):
-    """The finished run's export, in several shards."""
-    output = tmp_path_factory.mktemp("export") / "model"
-    run(tokenizer_workdir, output, "--format=huggingface", "--max_shard_gb=0.0001")
-    return output
-
-
-@pytest.fixture(scope="module")
 def before(tokenizer_workdir):
     """What is exported."""
     return open_workdir(tokenizer_workdir)
 
 
-def test_huggingface_round_trip_is_bitwise(tokenizer_workdir, before, exported, tmp_path):
+@pytest.fixture(scope="module")
+def raw_export(tokenizer_workdir, tmp_path_factory):
+    """The export of the weights that were not evaluated."""
+    output = tmp_path_factory.mktemp("export") / "raw"
+    run(tokenizer_workdir, output, "--format=huggingface", "--weights=raw", "--without_text")
+    return output
+
+
+def test_huggingface_round_trip_is_bitwise(tokenizer_workdir, before, exported, raw_export):
     found = read_export(exported)
     assert len(list(exported.glob("model-*.safetensors"))) > 2
     assert_bitwise(found.tree, jax.device_get(before.tree))
     assert (found.model, found.name, found.step) == (before.model, before.name, before.step)
     assert found.words == before.text_tokenizer.words and found.tokenizer == ""
-    run(tokenizer_workdir, tmp_path / "raw", "--format=huggingface", "--weights=raw", "--without_text")
-    raw = read_export(tmp_path / "raw")
+    raw = read_export(raw_export)
     expected = jax.device_get(open_workdir(tokenizer_workdir, "raw").tree)
     assert raw.tree.keys() == {"params", "codebooks"} and raw.words is None and raw.tokenizer == ""
     assert_bitwise(raw.tree, {name: expected[name] for name in raw.tree})
     assert not np.array_equal(
         raw.tree["params"]["vision"]["norm"]["bias"], found.tree["params"]["vision"]["norm"]["bias"]
     )
-    assert [file.name for file in (tmp_path / "raw").glob("*.safetensors")] == ["model.safetensors"]
+    assert [file.name for file in raw_export.glob("*.safetensors")] == ["model.safetensors"]
+
+
+def test_a_card_has_no_figures_of_other_weights_or_steps(tokenizer_workdir, raw_export):
+    measured = json.loads((tokenizer_workdir / "evaluation.json").read_text())
+    assert (measured["step"], measured["weights"]) == (2, "ema")
+    card = (raw_export / "README.md").read_text()
+    assert "weights of the last step" in card and "These weights were not evaluated" in card and "| psnr |" not in card
+    assert "psnr" in export._results(tokenizer_workdir, 2, "ema")
+    assert export._results(tokenizer_workdir, 3, "ema") is export._results(tokenizer_workdir, 2, "raw") is None
 
 
 def test_the_card_tells_the_recipe_and_what_was_measured(tokenizer_workdir, exported):
@@ -115,6 +128,29 @@ def test_transformers_opens_the_export(before, exported, transformers):
     assert torch.isfinite(rough.decode(rough.encode(inputs).pixel)).all()
 
 
+def test_the_image_processor_reads_pictures_as_decode_does(transformers):
+    from dualtoken_jax.data.images import decode
+    from dualtoken_jax.interop.torch_images import DualTokenImageProcessor
+
+    rng = np.random.default_rng(0)
+    grey, rgba = rng.integers(0, 2**16, (16, 16), np.uint16), rng.integers(0, 256, (16, 16, 4), np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for picture, options in (
+        (Image.fromarray(grey), {}),
+        (Image.fromarray(rgba), {}),
+        (Image.fromarray(rgba).convert("RGB"), {"exif": turned}),
+        (Image.fromarray(rgba).convert("P"), {"transparency": 3}),
+    ):
+        file = io.BytesIO()
+        picture.save(file, "PNG", **options)
+        found = DualTokenImageProcessor({"height": 16, "width": 16})(Image.open(file), return_tensors="np")
+        expected = decode(file.getvalue()) / 127.5 - 1
+        np.testing.assert_allclose(found["pixel_values"][0].transpose(1, 2, 0), expected, atol=1e-6)
+    with pytest.raises(TypeError, match="crop_size"):
+        DualTokenImageProcessor()
+
+
 @pytest.mark.parametrize("height, width", [(16, 16), (40, 31), (33, 50), (17, 61), (200, 90)])
 def test_the_image_processor_prepares_as_evaluation_does(exported, transformers, height, width):
     from dualtoken_jax.data.images import resize_crop
@@ -159,6 +195,52 @@ def test_released_round_trip_is_bitwise(released, tmp_path, file, text):
     assert read_tensors(single).keys() == names
     teacher = {name for name in weights("teacher") if text or name.startswith("vision_model.")}
     assert read_tensors(tmp_path / "siglip" / "model.safetensors").keys() == teacher
+
+
+@pytest.fixture(scope="module")
+def released_workdir(released, tmp_path_factory):
+    """A run that holds the recorded miniature, with settings that its format has no place for."""
+    workdir, (tree, siglip) = tmp_path_factory.mktemp("runs") / "released", released
+    semantic = dataclasses.replace(CONFIG.semantic, codebook_update="per_step", restart_threshold=2.0)
+    config = tiny_config()
+    train, model = dataclasses.replace(config.train, ema_decay=None), dataclasses.replace(CONFIG, semantic=semantic)
+    config = dataclasses.replace(config, model=model, train=train)
+    claim_workdir(config, workdir)
+    save_frozen(workdir, {"siglip": siglip})
+    mesh, checkpoints = sharding.make_mesh(config.mesh), Checkpoints(workdir)
+    begin = {name: tree[name] for name in ("params", "codebooks")}
+    with jax.set_mesh(mesh):
+        state, position = loop.start_state(make_task(config), config, mesh, checkpoints, {"siglip": siglip}, begin)
+        checkpoints.save(state, position)
+    checkpoints.close()
+    return workdir
+
+
+def test_the_command_writes_the_released_format(released, released_workdir, tmp_path, capsys):
+    run(released_workdir, tmp_path / "out", "--format=released")
+    printed = capsys.readouterr().out
+    config, found = read_released(tmp_path / "out")
+    assert config == CONFIG
+    assert_bitwise(found, {name: released[0][name] for name in ("params", "codebooks")} | {
+        name: released[1][name] for name in ("text", "logit_scale", "logit_bias")
+    })  # fmt: skip
+    assert "note: semantic.codebook_update 'per_step' is written as rq_ema" in printed
+    assert "note: semantic.restart_threshold 2 has no place" in printed and "note: pixel" not in printed
+
+
+@pytest.mark.parametrize("flags", ["--format=huggingface --file=pt", "--format=released --max_shard_gb=1"])
+def test_a_flag_of_the_other_format_is_refused(flags, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run(tmp_path, tmp_path / "out", *flags.split())
+    assert " is of --format=" in capsys.readouterr().err
+
+
+def test_an_unknown_kind_of_quantizer_is_named(tmp_path):
+    found = json.loads((DATA / "config.json").read_text())
+    found["rqvaesiglip"]["vq_pix"]["bottleneck_type"] = "lfq"
+    (tmp_path / "config.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="vq_pix.bottleneck_type is 'lfq', not one of rq, rq_ema"):
+        read_released_config(tmp_path / "config.json", {})
 
 
 def test_a_released_pt_is_what_its_code_reads(released, tmp_path):

@@ -5,16 +5,14 @@ import pytest
 from released_record import CONFIG, channels_last, load, weights
 
 import dualtoken_jax
-from dualtoken_jax import export
 from dualtoken_jax.interop import released
 from dualtoken_jax.interop.output import write_json, write_safetensors
 from dualtoken_jax.interop.released_config import released_config_json
 from dualtoken_jax.interop.siglip_config import huggingface_config
 
 
-def test_an_export_is_the_run_it_came_from(tokenizer_workdir, tmp_path):
-    export.main([f"--workdir={tokenizer_workdir}", f"--output={tmp_path / 'out'}", "--format=huggingface"])
-    ours, theirs = dualtoken_jax.load(tokenizer_workdir), dualtoken_jax.load(tmp_path / "out")
+def test_an_export_is_the_run_it_came_from(tokenizer_workdir, exported):
+    ours, theirs = dualtoken_jax.load(tokenizer_workdir), dualtoken_jax.load(exported)
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
     assert (ours.name, ours.step, ours.model) == (theirs.name, theirs.step, theirs.model)
     np.testing.assert_array_equal(ours.encode(images).semantic, theirs.encode(images).semantic)

@@ -13,7 +13,7 @@ _PARTS = ("model", "train", "optimizer", "loss", "freeze", "discriminator", "dis
 
 
 def model_card(config: Config, step: int, weights: str, results: Mapping[str, Any] | None, words: bool, text: bool):
-    """The card as Markdown. `results` are those of evaluation.json, None where the run was not evaluated."""
+    """The card as Markdown. `results` are those of these weights, None where they were not evaluated."""
     sections = [_front(config, step, weights), _usage(config.model, words, text), _results(results), _recipe(config)]
     return "\n\n".join(sections) + "\n"
 
@@ -57,7 +57,7 @@ def _usage(model: DualTokenConfig, words: bool, text: bool):
 
 def _results(results):
     if not results:
-        return "## Measured\n\nThis run was not evaluated before it was exported."
+        return "## Measured\n\nThese weights were not evaluated before they were exported."
     rows = [(name, value) for name, value in results.items() if isinstance(value, (int, float))]
     table = "\n".join(f"| {name} | {format_value(value)} |" for name, value in rows)
     head = f"On {results['examples']:,} held-out pictures of the training data's kind:" if "examples" in results else ""

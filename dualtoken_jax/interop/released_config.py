@@ -29,6 +29,7 @@ def read_released_config(file: Path, tensors: StateDict) -> DualTokenConfig:
         found = json.loads(file.read_text())
         values = found.get("rqvaesiglip", found)
         image_size = values["ddconfig"]["resolution"]
+        _check_kinds(file, values)
         siglip = _siglip(siglip_folder(file), tensors, image_size)
         config = _model(values, siglip)
     except (json.JSONDecodeError, AttributeError, TypeError) as error:
@@ -86,6 +87,12 @@ def _quantizer(values: dict) -> QuantizerConfig:
     )
 
 
+def _check_kinds(file, values):
+    for branch in ("vq_pix", "vq_sem"):
+        if (kind := values[branch]["bottleneck_type"]) not in _UPDATES:
+            raise ValueError(f"{file}: {branch}.bottleneck_type is {kind!r}, not one of {', '.join(_UPDATES)}")
+
+
 def _check_grids(file, values, config):
     grid, latent = config.siglip.grid, config.decoder.latent_grid
     for name, side, wanted in (
@@ -138,6 +145,18 @@ def released_config_json(config: DualTokenConfig, siglip_folder: str) -> dict:
     }
     names = {"architectures": ["RQVAESIGLIPTransformer"], "model_type": "rqvaesigliptransformer_model"}
     return names | {"hidden_size": width, "rqvaesiglip": inner}
+
+
+def not_in_released(config: DualTokenConfig) -> list[str]:
+    """What training on from `released_config_json` would do differently, a sentence each; codes stay the same."""
+    notes = []
+    for branch in config.branches:
+        quantizer = config.quantizer(branch)
+        if quantizer.codebook_update == "per_step":
+            notes.append(f"{branch}.codebook_update 'per_step' is written as rq_ema, which reads as 'per_step_aliased'")
+        if quantizer.restart_threshold not in (None, 1.0):
+            notes.append(f"{branch}.restart_threshold {quantizer.restart_threshold:g} has no place and reads as 1")
+    return notes
 
 
 def _quantizer_json(config: QuantizerConfig, grid: int) -> dict:
