@@ -12,10 +12,8 @@ from dualtoken_jax.checkpoint import (
     CheckpointError,
     Checkpoints,
     claim_workdir,
-    keep_tokenizer,
     load_config,
     load_frozen,
-    with_kept_tokenizer,
 )
 from dualtoken_jax.config import Config, ConfigError, check, difference, teacher_config
 from dualtoken_jax.data.bad_images import TooManyBadImages
@@ -27,6 +25,7 @@ from dualtoken_jax.interop.siglip import holds_siglip, load_siglip
 from dualtoken_jax.metric_writer import MetricWriter, read_metrics
 from dualtoken_jax.tasks import make_task
 from dualtoken_jax.tasks.state import TrainState
+from dualtoken_jax.text_tokenizer_copy import keep_tokenizer, with_kept_tokenizer
 
 log = logging.getLogger("dualtoken_jax")
 Interrupted = loop.Interrupted

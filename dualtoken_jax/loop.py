@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from dualtoken_jax import sharding
-from dualtoken_jax.checkpoint import Checkpoints, claim_workdir, keep_tokenizer, save_frozen
+from dualtoken_jax.checkpoint import Checkpoints, claim_workdir, save_frozen
 from dualtoken_jax.config import Config
 from dualtoken_jax.data.dataset import open_source
 from dualtoken_jax.data.pipeline import Batches, batches
@@ -26,6 +26,7 @@ from dualtoken_jax.progress import Progress
 from dualtoken_jax.stopping import StopRequest
 from dualtoken_jax.tasks import make_task
 from dualtoken_jax.tasks.state import TrainState
+from dualtoken_jax.text_tokenizer_copy import keep_tokenizer
 
 log = logging.getLogger("dualtoken_jax")
 _SAMPLES = 16  # held-out pictures that are looked at

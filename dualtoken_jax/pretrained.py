@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from dualtoken_jax import job, sharding
-from dualtoken_jax.checkpoint import CheckpointError, load_config, with_kept_tokenizer
+from dualtoken_jax.checkpoint import CheckpointError, load_config
 from dualtoken_jax.config import ConfigError
 from dualtoken_jax.data.text import open_tokenizer
 from dualtoken_jax.data.words import WordTokenizer
@@ -14,6 +14,7 @@ from dualtoken_jax.interop.huggingface import MODEL_TYPE, read_export
 from dualtoken_jax.interop.released_config import siglip_folder
 from dualtoken_jax.interop.released_files import read_released
 from dualtoken_jax.models.dualtoken import DualTokenConfig
+from dualtoken_jax.text_tokenizer_copy import with_kept_tokenizer
 
 
 class Pretrained(NamedTuple):

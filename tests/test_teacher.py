@@ -12,9 +12,10 @@ from test_text import gemma, spiece  # noqa: F401  fixtures
 
 import dualtoken_jax
 from dualtoken_jax import job
-from dualtoken_jax.checkpoint import claim_workdir, keep_tokenizer, load_frozen, with_kept_tokenizer
+from dualtoken_jax.checkpoint import claim_workdir, load_frozen
 from dualtoken_jax.config import ConfigError, check
 from dualtoken_jax.data.text import open_tokenizer
+from dualtoken_jax.text_tokenizer_copy import keep_tokenizer, with_kept_tokenizer
 
 
 @pytest.fixture
@@ -68,6 +69,7 @@ def test_the_workdir_keeps_the_tokenizer_and_needs_the_original_no_more(teacher,
     workdir, captions = tmp_path / "run", ["a red circle"]
     expected = open_tokenizer(config.tokenizer, 20).encode(captions)
     (workdir / "tokenizer.tmp").mkdir(parents=True)  # of a copy that was cut off
+    (workdir / "tokenizer.tmp" / "tokenizer.json").write_text("of another tokenizer")
     job.preflight(config, workdir)
     assert [file.name for file in (workdir / "tokenizer").iterdir()] == ["spiece.model"]
     assert not (workdir / "tokenizer.tmp").exists()
@@ -80,22 +82,53 @@ def test_the_workdir_keeps_the_tokenizer_and_needs_the_original_no_more(teacher,
         job.preflight(config, tmp_path / "another run")
 
 
+def start(config, workdir):
+    """What a run does before it trains anything."""
+    claim_workdir(config, workdir)
+    return keep_tokenizer(config, workdir)
+
+
 def test_another_tokenizer_named_before_training_replaces_the_copy(teacher, gemma, tmp_path):  # noqa: F811
     config, _, _ = teacher
+    workdir = tmp_path / "run"
 
-    def start(config):
-        claim_workdir(config, tmp_path / "run")
-        keep_tokenizer(config, tmp_path / "run")
-
-    kept = tmp_path / "run" / "tokenizer"
+    kept = workdir / "tokenizer"
     names = lambda: [file.name for file in kept.iterdir()]  # noqa: E731
-    start(config)
+    start(config, workdir)
     assert names() == ["spiece.model"]
-    start(dataclasses.replace(config, tokenizer=str(gemma)))
+    other = dataclasses.replace(config, tokenizer=str(gemma))
+    with pytest.raises(FileNotFoundError, match="nowhere"):  # a slip, not an original that has moved
+        start(dataclasses.replace(config, tokenizer="nowhere"), workdir)
+    assert names() == ["spiece.model"]
+    start(other, workdir)
     assert names() == ["tokenizer.json"]
     words = dataclasses.replace(config, tokenizer="")
-    start(words)
-    assert not kept.exists() and with_kept_tokenizer(words, tmp_path / "run") == words
+    assert start(words, workdir) == words
+    (workdir / "frozen").mkdir()  # now something has learned with it
+    gemma_text = (kept / "tokenizer.json").read_text()
+    changed = tmp_path / "tokenizer.json"
+    changed.write_text(gemma_text + " ")
+    keep_tokenizer(dataclasses.replace(config, tokenizer=str(changed)), workdir)
+    assert (kept / "tokenizer.json").read_text() == gemma_text
+
+
+def test_a_tokenizer_of_the_user_s_own_in_the_workdir_is_left_alone(teacher, gemma, tmp_path):  # noqa: F811
+    config, folder, _ = teacher
+    own = tmp_path / "run" / "tokenizer"
+    own.mkdir(parents=True)
+    for file in (folder / "spiece.model", gemma):
+        shutil.copy(file, own)
+    before = {file.name: file.read_bytes() for file in own.iterdir()}
+    intact = lambda: before == {file.name: file.read_bytes() for file in own.iterdir()}  # noqa: E731
+    with pytest.raises(ConfigError, match="in the way of a copy of .* move it, or choose another"):
+        start(dataclasses.replace(config, tokenizer=str(gemma)), tmp_path / "run")
+    assert intact() and [path.name for path in (tmp_path / "run").iterdir()] == ["tokenizer"]
+    for named in (own, own / "tokenizer.json"):
+        inside = dataclasses.replace(config, tokenizer=str(named))
+        assert start(inside, tmp_path / "run") == inside and intact()
+    with pytest.raises(ConfigError, match="in the way"):
+        start(dataclasses.replace(config, tokenizer=str(gemma)), tmp_path / "run")
+    assert intact()
 
 
 def test_a_tokenizer_of_another_text_tower_is_refused_before_anything_is_trained(teacher, gemma, tmp_path):  # noqa: F811
