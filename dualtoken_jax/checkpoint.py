@@ -166,6 +166,9 @@ def load_config(workdir: Path) -> Config:
     if not file.exists():
         raise ConfigError(f"{workdir} is no workdir: it has no config.json; give the folder of a training run")
     try:
-        return config_lib.from_dict(json.loads(file.read_text()))
+        values = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise ConfigError(f"{file} is damaged: {error}; restore it, or use another --workdir") from error
+    if "tokenizer" in values:  # the field's first name; runs of that time are opened and resumed all the same
+        values["text_tokenizer"] = values.pop("tokenizer")
+    return config_lib.from_dict(values)

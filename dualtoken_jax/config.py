@@ -92,7 +92,7 @@ class Config:
     train: TrainConfig
     optimizer: OptimizerConfig
     # Folder or file with spiece.model (SigLIP) or tokenizer.json (SigLIP 2); empty knows the scenes' words only.
-    tokenizer: str = ""
+    text_tokenizer: str = ""
     seed: int = 0
     mesh: MeshConfig = MeshConfig()
     # of the tokenizer:
@@ -204,7 +204,7 @@ def _tower_requirements(config):
     )
     words = WordTokenizer(1).vocabulary
     yield (
-        config.tokenizer or siglip.vocabulary >= words,
+        config.text_tokenizer or siglip.vocabulary >= words,
         f"model.siglip.vocabulary {siglip.vocabulary} is smaller than the word tokenizer's {words} ids",
     )
 
@@ -327,7 +327,7 @@ def teacher_config(config: Config, data: DataConfig | None = None) -> Config:
         data=data or config.data,
         train=teacher.train,
         optimizer=teacher.optimizer,
-        tokenizer=config.tokenizer,
+        text_tokenizer=config.text_tokenizer,
         seed=config.seed,
         mesh=config.mesh,
         loss=LossConfig(contrastive=teacher.contrastive),

@@ -20,7 +20,7 @@ from dualtoken_jax.interop.output import new_folder
 from dualtoken_jax.interop.released_files import write_released
 from dualtoken_jax.interop.released_names import released_table
 from dualtoken_jax.pretrained import open_workdir
-from dualtoken_jax.text_tokenizer_copy import with_kept_tokenizer
+from dualtoken_jax.text_tokenizer_copy import with_kept_text_tokenizer
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -52,7 +52,7 @@ def export(flags: argparse.Namespace) -> None:
         if flags.format == "released" and config.task == "tokenizer":
             released_table(config.model)  # before gigabytes are read
         found = open_workdir(flags.workdir, flags.weights)
-        tokenizer = with_kept_tokenizer(config, flags.workdir).tokenizer
+        tokenizer = with_kept_text_tokenizer(config, flags.workdir).text_tokenizer
         if flags.without_text:
             tree = {name: found.tree[name] for name in ("params", "codebooks")}
             found, tokenizer = found._replace(tree=tree, text_tokenizer=None), ""

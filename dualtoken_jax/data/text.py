@@ -19,32 +19,32 @@ _SOURCES = (
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def open_tokenizer(path: str, length: int) -> "WordTokenizer | SiglipTokenizer | GemmaTokenizer":
-    """The tokenizer of a `path` as in `tokenizer_file`; '' is that of the scenes. `length` is T.
+def open_text_tokenizer(path: str, length: int) -> "WordTokenizer | SiglipTokenizer | GemmaTokenizer":
+    """The tokenizer of a `path` as in `text_tokenizer_file`; '' is that of the scenes. `length` is T.
 
     Raises FileNotFoundError, or ValueError for a damaged or unknown file, naming the path and where to get one.
     """
     if not path:
         return WordTokenizer(length)
-    file = tokenizer_file(path)
+    file = text_tokenizer_file(path)
     return SiglipTokenizer(file, length) if file.suffix == ".model" else GemmaTokenizer(file, length)
 
 
-def tokenizer_file(path: str | Path) -> Path:
+def text_tokenizer_file(path: str | Path) -> Path:
     """A SentencePiece .model file or a tokenizer.json, or the one in a folder; spiece.model goes first.
 
-    Raises FileNotFoundError or ValueError as `open_tokenizer`.
+    Raises FileNotFoundError or ValueError as `open_text_tokenizer`.
     """
     path = Path(path)
     if path.is_dir():
         found = [path / name for name in FILES.values() if (path / name).is_file()]
         if not found:
-            raise FileNotFoundError(f"tokenizer: {path} holds neither {' nor '.join(FILES.values())}; {_SOURCES}")
+            raise FileNotFoundError(f"text_tokenizer: {path} holds neither {' nor '.join(FILES.values())}; {_SOURCES}")
         return found[0]
     if not path.exists():
-        raise FileNotFoundError(f"tokenizer: there is no file or folder {path}; {_SOURCES}")
+        raise FileNotFoundError(f"text_tokenizer: there is no file or folder {path}; {_SOURCES}")
     if path.suffix not in FILES:
-        raise ValueError(f"tokenizer: {path} is neither a SentencePiece .model nor a tokenizer .json; {_SOURCES}")
+        raise ValueError(f"text_tokenizer: {path} is neither a SentencePiece .model nor a tokenizer .json; {_SOURCES}")
     return path
 
 
@@ -59,10 +59,14 @@ class SiglipTokenizer:
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(file))
         except (RuntimeError, OSError) as error:
-            raise ValueError(f"tokenizer: {file} is damaged or no SentencePiece model: {error}; {_SOURCES}") from error
+            raise ValueError(
+                f"text_tokenizer: {file} is damaged or no SentencePiece model: {error}; {_SOURCES}"
+            ) from error
         self._end = self._pieces.piece_to_id("</s>")
         if self._pieces.id_to_piece(self._end) != "</s>":
-            raise ValueError(f"tokenizer: {file} has no </s>, so it is not SigLIP's; for Gemma's give tokenizer.json")
+            raise ValueError(
+                f"text_tokenizer: {file} has no </s>, so it is not SigLIP's; for Gemma's give tokenizer.json"
+            )
         self.length, self.vocabulary = length, self._pieces.get_piece_size()
 
     def encode(self, captions: list[str]) -> np.ndarray:
@@ -90,10 +94,10 @@ class GemmaTokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises nothing more specific
-            raise ValueError(f"tokenizer: {file} is damaged or no tokenizer: {error}; {_SOURCES}") from error
+            raise ValueError(f"text_tokenizer: {file} is damaged or no tokenizer: {error}; {_SOURCES}") from error
         self._end, self._padding = map(self._tokenizer.token_to_id, ("<eos>", "<pad>"))
         if self._end is None or self._padding is None:
-            raise ValueError(f"tokenizer: {file} has no <eos> or <pad>, so it is not Gemma's; {_SOURCES}")
+            raise ValueError(f"text_tokenizer: {file} has no <eos> or <pad>, so it is not Gemma's; {_SOURCES}")
         lower, own = tokenizers.normalizers.Lowercase(), self._tokenizer.normalizer
         self._tokenizer.normalizer = tokenizers.normalizers.Sequence([lower, own] if own else [lower])
         self._tokenizer.no_padding()
@@ -120,4 +124,4 @@ def _library(name: str):
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(f"tokenizer: this file needs the package {name}: pip install {name}") from error
+        raise ValueError(f"text_tokenizer: this file needs the package {name}: pip install {name}") from error
