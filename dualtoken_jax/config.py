@@ -8,7 +8,6 @@ from typing import Any, Literal
 from ml_collections import ConfigDict, config_dict
 
 from dualtoken_jax.data.dataset import DataConfig
-from dualtoken_jax.data.words import WordTokenizer
 from dualtoken_jax.models.discriminator import DiscriminatorConfig
 from dualtoken_jax.models.dualtoken import DualTokenConfig
 from dualtoken_jax.optimizer import FreezeConfig, OptimizerConfig
@@ -201,11 +200,6 @@ def _tower_requirements(config):
     yield (
         1 <= siglip.patch_size <= siglip.image_size,
         f"model.siglip.patch_size {siglip.patch_size} must lie between 1 and the image's {siglip.image_size} px",
-    )
-    words = WordTokenizer(1).vocabulary
-    yield (
-        config.text_tokenizer or siglip.vocabulary >= words,
-        f"model.siglip.vocabulary {siglip.vocabulary} is smaller than the word tokenizer's {words} ids",
     )
 
 

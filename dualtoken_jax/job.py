@@ -18,7 +18,7 @@ from dualtoken_jax.checkpoint import (
 from dualtoken_jax.config import Config, ConfigError, check, difference, teacher_config
 from dualtoken_jax.data.bad_images import TooManyBadImages
 from dualtoken_jax.data.dataset import DataConfig, open_source
-from dualtoken_jax.data.text import open_text_tokenizer, text_tokenizer_file
+from dualtoken_jax.data.text import open_fitting_tokenizer, text_tokenizer_file
 from dualtoken_jax.evaluation.report import format_value, write_report
 from dualtoken_jax.interop.lpips import load_lpips
 from dualtoken_jax.interop.siglip import holds_siglip, load_siglip
@@ -56,18 +56,10 @@ def preflight(config: Config, workdir: Path) -> None:
             "torchvision's vgg16-397923af.pth and weights/v0.1/vgg.pth of the lpips package"
         )
     claim_workdir(config, workdir)
-    _check_vocabulary(keep_text_tokenizer(config, workdir))
+    siglip, kept = config.model.siglip, keep_text_tokenizer(config, workdir)
+    open_fitting_tokenizer(kept.text_tokenizer, siglip.text_length, siglip.vocabulary)
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR goes first
         jax.config.update("jax_compilation_cache_dir", str(Path(workdir).absolute() / "compilation_cache"))
-
-
-def _check_vocabulary(config: Config) -> None:
-    known, ids = config.model.siglip.vocabulary, open_text_tokenizer(config.text_tokenizer, 1).vocabulary
-    if ids > known:
-        raise ConfigError(
-            f"model.siglip.vocabulary {known} is smaller than the {ids} ids of text_tokenizer {config.text_tokenizer}; "
-            "name the text tower's own"
-        )
 
 
 def conclude(config: Config, workdir: Path, state: TrainState) -> dict:

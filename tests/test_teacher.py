@@ -147,7 +147,7 @@ def test_a_tokenizer_of_another_text_tower_is_refused_before_anything_is_trained
     small = dataclasses.replace(
         config, model=dataclasses.replace(config.model, siglip=siglip), text_tokenizer=str(gemma)
     )
-    with pytest.raises(ConfigError, match=r"model.siglip.vocabulary 60 is smaller than the \d+ ids of text_tokenizer"):
+    with pytest.raises(ValueError, match=r"model.siglip.vocabulary 60 is smaller than the \d+ ids of text_tokenizer"):
         job.preflight(check(small), tmp_path / "run")
 
 

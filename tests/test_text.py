@@ -32,24 +32,28 @@ CAPTIONS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def spiece(tmp_path_factory):
-    """A SentencePiece model with SigLIP's special ids: </s> is 1."""
+def train_spiece(prefix: Path, **special) -> Path:
+    """A small SentencePiece model of CORPUS with SigLIP's special ids, PREFIX.model."""
     sentencepiece = pytest.importorskip("sentencepiece")
-    folder = tmp_path_factory.mktemp("siglip")
     rng = np.random.default_rng(0)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(" ".join(rng.choice(CORPUS, 12)) for _ in range(300)),
-        model_prefix=str(folder / "spiece"),
-        vocab_size=120,
+        model_prefix=str(prefix),
         hard_vocab_limit=False,
         pad_id=0,
         eos_id=1,
         unk_id=2,
         bos_id=-1,
         minloglevel=2,
+        **{"vocab_size": 120} | special,
     )
-    return folder / "spiece.model"
+    return prefix.with_suffix(".model")
+
+
+@pytest.fixture(scope="module")
+def spiece(tmp_path_factory):
+    """A SentencePiece model with SigLIP's special ids: </s> is 1."""
+    return train_spiece(tmp_path_factory.mktemp("siglip") / "spiece")
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +153,9 @@ def test_missing_damaged_and_foreign_files_are_named_with_where_they_come_from(s
     (tmp_path / "cut.model").write_bytes(spiece.read_bytes()[:100])
     with pytest.raises(ValueError, match="cut.model is damaged or no SentencePiece model"):
         open_text_tokenizer(str(tmp_path / "cut.model"), LENGTH)
+    foreign = train_spiece(tmp_path / "gemma", eos_piece="<eos>", user_defined_symbols=["</s>"])  # a tag, as in Gemma's
+    with pytest.raises(ValueError, match="gemma.model does not end with </s>, so it is not SigLIP's"):
+        open_text_tokenizer(str(foreign), LENGTH)
     (tmp_path / "cut.json").write_bytes(gemma.read_bytes()[:100])
     with pytest.raises(ValueError, match="cut.json is damaged or no tokenizer"):
         open_text_tokenizer(str(tmp_path / "cut.json"), LENGTH)

@@ -30,6 +30,22 @@ def open_text_tokenizer(path: str, length: int) -> "WordTokenizer | SiglipTokeni
     return SiglipTokenizer(file, length) if file.suffix == ".model" else GemmaTokenizer(file, length)
 
 
+def open_fitting_tokenizer(
+    path: str, length: int, vocabulary: int
+) -> "WordTokenizer | SiglipTokenizer | GemmaTokenizer":
+    """As `open_text_tokenizer`, for a text tower that embeds `vocabulary` ids.
+
+    Raises ValueError for a tokenizer with more: an id beyond the table would embed as NaN.
+    """
+    tokenizer = open_text_tokenizer(path, length)
+    if tokenizer.vocabulary > vocabulary:
+        raise ValueError(
+            f"model.siglip.vocabulary {vocabulary} is smaller than the {tokenizer.vocabulary} ids of text_tokenizer "
+            f"{path or 'of the scenes'}; name the text tower's own"
+        )
+    return tokenizer
+
+
 def text_tokenizer_file(path: str | Path) -> Path:
     """A SentencePiece .model file or a tokenizer.json, or the one in a folder; spiece.model goes first.
 
@@ -63,9 +79,10 @@ class SiglipTokenizer:
                 f"text_tokenizer: {file} is damaged or no SentencePiece model: {error}; {_SOURCES}"
             ) from error
         self._end = self._pieces.piece_to_id("</s>")
-        if self._pieces.id_to_piece(self._end) != "</s>":
+        # Gemma's SentencePiece model has a piece </s> too, the HTML tag, and another end.
+        if self._pieces.id_to_piece(self._end) != "</s>" or self._pieces.eos_id() != self._end:
             raise ValueError(
-                f"text_tokenizer: {file} has no </s>, so it is not SigLIP's; for Gemma's give tokenizer.json"
+                f"text_tokenizer: {file} does not end with </s>, so it is not SigLIP's; for Gemma's give tokenizer.json"
             )
         self.length, self.vocabulary = length, self._pieces.get_piece_size()
 
