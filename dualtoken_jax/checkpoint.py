@@ -12,9 +12,9 @@ from dualtoken_jax import config as config_lib
 from dualtoken_jax.config import Config, ConfigError
 from dualtoken_jax.metric_writer import write_atomically
 from dualtoken_jax.tasks.state import TrainState
-from dualtoken_jax.text_tokenizer_copy import check_copy, is_trained
+from dualtoken_jax.text_tokenizer_copy import check_copy, is_kept, is_trained
 
-_FROZEN = "frozen"  # weights that no step changes: written once, not with every checkpoint
+FROZEN = "frozen"  # weights that no step changes: written once, not with every checkpoint
 _RUNTIME = (
     "data.threads",
     "train.log_every",
@@ -113,7 +113,7 @@ class _Explained:
 
 def save_frozen(workdir: Path, frozen: dict) -> None:
     """Writes the weights that a run never changes, once."""
-    path = Path(workdir).absolute() / _FROZEN
+    path = Path(workdir).absolute() / FROZEN
     if not path.exists():
         with ocp.StandardCheckpointer() as writer:
             writer.save(path, frozen)
@@ -121,7 +121,7 @@ def save_frozen(workdir: Path, frozen: dict) -> None:
 
 def load_frozen(workdir: Path) -> dict:
     """The frozen weights of a run, {} where it has none."""
-    path = Path(workdir).absolute() / _FROZEN
+    path = Path(workdir).absolute() / FROZEN
     if not path.exists():
         return {}
     with ocp.StandardCheckpointer() as reader:
@@ -143,7 +143,9 @@ def claim_workdir(config: Config, workdir: Path) -> None:
     if file.exists() and file.read_text() == text:
         return
     if is_trained(workdir):
-        lines = [line for line in config_lib.difference(load_config(workdir), config) if not line.startswith(_RUNTIME)]
+        before = load_config(workdir)
+        free = _RUNTIME + _kept_inputs(before, config, workdir)
+        lines = [line for line in config_lib.difference(before, config) if not line.startswith(free)]
         if lines:
             listing = "\n  ".join(lines)
             raise ConfigError(
@@ -158,6 +160,18 @@ def claim_workdir(config: Config, workdir: Path) -> None:
             write_atomically(file, text)
         except OSError as error:
             raise ConfigError(f"workdir {workdir} cannot be written: {error}; choose another --workdir") from error
+
+
+def _kept_inputs(before: Config, config: Config, workdir: Path) -> tuple[str, ...]:
+    """Settings that name a file of which the workdir has its own copy: the original may have moved.
+
+    To or from an empty path is another run, and so is another text tokenizer where both can be compared.
+    """
+    moved = {"teacher.path": before.teacher.path and config.teacher.path}
+    moved["loss.lpips_path"] = before.loss.lpips_path and config.loss.lpips_path
+    names = [name for name, both in moved.items() if both and (workdir / FROZEN).exists()]
+    names += ["text_tokenizer"] if before.text_tokenizer and is_kept(config, workdir) else []
+    return tuple(f"{name}:" for name in names)
 
 
 def load_config(workdir: Path) -> Config:

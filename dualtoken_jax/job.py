@@ -9,6 +9,7 @@ import numpy as np
 
 from dualtoken_jax import loop, sharding
 from dualtoken_jax.checkpoint import (
+    FROZEN,
     CheckpointError,
     Checkpoints,
     claim_workdir,
@@ -50,7 +51,8 @@ def preflight(config: Config, workdir: Path) -> None:
     for one in runs:
         sharding.check_batch(one.train.batch_size, mesh)
         make_task(one).check_parameters()
-    if _needs_lpips(config) and not Path(config.loss.lpips_path).exists():
+    kept = (Path(workdir) / FROZEN).exists()
+    if _needs_lpips(config) and not kept and not Path(config.loss.lpips_path).exists():
         raise ConfigError(
             f"loss.lpips_path {config.loss.lpips_path!r} does not exist; name LPIPS's weights, such as a folder with "
             "torchvision's vgg16-397923af.pth and weights/v0.1/vgg.pth of the lpips package"

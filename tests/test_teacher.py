@@ -151,6 +151,24 @@ def test_a_tokenizer_of_another_text_tower_is_refused_before_anything_is_trained
         job.preflight(check(small), tmp_path / "run")
 
 
+def test_a_trained_workdir_is_resumed_where_its_inputs_have_moved_and_is_no_other_s(teacher, gemma, tmp_path):  # noqa: F811
+    config, folder, _ = teacher
+    lpips = dataclasses.replace(config.loss, perceptual_network="lpips", lpips_path=str(folder))
+    config, workdir = dataclasses.replace(config, loss=lpips), tmp_path / "run"
+    job.preflight(config, workdir)
+    (workdir / "frozen").mkdir()
+    moved = named(dataclasses.replace(config, text_tokenizer=str(tmp_path / "new")), tmp_path / "new")
+    moved = dataclasses.replace(moved, loss=dataclasses.replace(lpips, lpips_path=str(tmp_path / "new")))
+    folder.rename(tmp_path / "new")
+    job.preflight(moved, workdir)
+    shutil.rmtree(tmp_path / "new")
+    job.preflight(config, workdir)
+    with pytest.raises(ConfigError, match="another config .*\n  text_tokenizer: .*tokenizer.json'\n"):
+        job.preflight(dataclasses.replace(config, text_tokenizer=str(gemma)), workdir)
+    with pytest.raises(ConfigError, match="another config .*\n  teacher.path: .* → ''\n"):
+        claim_workdir(named(config, ""), workdir)
+
+
 @pytest.mark.slow
 def test_a_run_with_a_published_teacher_from_start_to_finish(teacher, tmp_path):
     config, folder, params = teacher
