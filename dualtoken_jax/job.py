@@ -16,7 +16,8 @@ from dualtoken_jax.checkpoint import (
     load_config,
     load_frozen,
 )
-from dualtoken_jax.config import Config, ConfigError, check, difference, teacher_config
+from dualtoken_jax.config import Config, ConfigError, difference, teacher_config
+from dualtoken_jax.config_checks import check
 from dualtoken_jax.data.bad_images import TooManyBadImages
 from dualtoken_jax.data.dataset import DataConfig, open_source
 from dualtoken_jax.data.text import open_fitting_tokenizer, text_tokenizer_file

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from torch_packages import imported as imported_package
 
-from dualtoken_jax.data.text import open_text_tokenizer
+from dualtoken_jax.data.text import open_fitting_tokenizer, open_text_tokenizer
 from dualtoken_jax.data.words import WordTokenizer
 from dualtoken_jax.interop.tokenizer_files import copy_text_tokenizer
 
@@ -139,6 +139,9 @@ def test_a_folder_holds_its_tokenizer_and_an_empty_path_the_words(spiece, gemma)
         )
     words = open_text_tokenizer("", 5)
     assert isinstance(words, WordTokenizer) and words.encode(["a red circle"]).shape == (1, 5)
+    assert open_fitting_tokenizer("", 5, words.vocabulary).vocabulary == words.vocabulary
+    with pytest.raises(ValueError, match=rf"vocabulary 10 is smaller than the {words.vocabulary} ids .* of the scenes"):
+        open_fitting_tokenizer("", 5, 10)
 
 
 def test_missing_damaged_and_foreign_files_are_named_with_where_they_come_from(spiece, gemma, tmp_path):
