@@ -71,7 +71,8 @@ class SiglipTokenizer:
     """
 
     def __init__(self, file: Path, length: int):
-        sentencepiece = _library("sentencepiece")
+        import sentencepiece  # here, as most runs read neither kind of file
+
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(file))
         except (RuntimeError, OSError) as error:
@@ -107,7 +108,8 @@ class GemmaTokenizer:
     """
 
     def __init__(self, file: Path, length: int):
-        tokenizers = _library("tokenizers")
+        import tokenizers
+
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises nothing more specific
@@ -133,12 +135,3 @@ def _rows(tokens: list[list[int]], length: int, end: int, padding: int) -> np.nd
         kept = [*ids[: length - 1], end]
         row[: len(kept)] = kept
     return rows
-
-
-def _library(name: str):
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(f"text_tokenizer: this file needs the package {name}: pip install {name}") from error
