@@ -2,9 +2,9 @@
 
     python benchmarks/improvements.py --teacher=runs/demo/teacher --output=benchmarks/results/improvements.json
 
-`demo` is what they are compared with; demo_aliased and demo_released_betas put a habit of the released code back into
-it. What each variant changes stands in configs/demo.py. Every run is the main command in a process of its own; runs
-that are already in --workdir are not repeated.
+`demo` is what they are compared with; demo_aliased, demo_causal and demo_released_betas put a habit of the released
+code back into it. What each variant changes stands in configs/demo.py. Every run is the main command in a process of
+its own; runs that are already in --workdir are not repeated.
 
 `codebook_use` counts the K codes that all depths share, or the D·K of product codes: a share of another total.
 `residual_energy` is the share of z's energy that the codes do not carry; with normalised codes, of the unit vectors'.
@@ -15,6 +15,7 @@ import ablation
 VARIANTS = (
     "demo",
     "demo_aliased",
+    "demo_causal",
     "demo_released_betas",
     "demo_gram",
     "demo_product",

@@ -40,6 +40,7 @@ ABLATIONS: dict[str, tuple[dict[str, Any], ...]] = {
     "demo_semantic_only": ({"model": {"supervision": "semantic_only"}},),
     # what the released code does, where the demo does better
     "demo_aliased": ({"model": {"semantic": {"codebook_update": "per_step_aliased"}}},),
+    "demo_causal": ({"model": {"post_attention": "causal"}},),
     "demo_released_betas": ({"optimizer": {"b1": 0.5, "b2": 0.9}},),
     # improvements, alone and together; normalised codes need product ones
     "demo_gram": (_GRAM,),

@@ -7,7 +7,7 @@ METHOD section 12, and the released code's networks, losses and updates at tiny 
 
 All need the SigLIP that `_run` names in `weights/` (a copy of Hugging Face's folder google/NAME, tokenizer included),
 LPIPS's weights in `weights/lpips` (see interop/lpips.py) and a folder of pictures in `data/images`; name others with
---config.teacher.path, --config.tokenizer, --config.loss.lpips_path and --config.data.path.
+--config.teacher.path, --config.text_tokenizer, --config.loss.lpips_path and --config.data.path.
 """
 
 import dataclasses
@@ -151,5 +151,5 @@ def _run(name: str, model: DualTokenConfig, teacher: str, batch_size: int = 256,
         ),
         discriminator_optimizer=OptimizerConfig(weight_decay=0.0, warmup_steps=epoch // 2, final_learning_rate=4e-5),
         teacher=TeacherConfig(path=f"weights/{teacher}"),
-        tokenizer=f"weights/{teacher}",
+        text_tokenizer=f"weights/{teacher}",
     )

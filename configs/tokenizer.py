@@ -6,7 +6,7 @@ demo             any laptop: trains a small teacher, then the tokenizer, on rend
 demo_single      the paper's conflict: one codebook at the deep layer for both losses
 demo_dual_deep   two codebooks, both at the deep layer
 demo_pixel_only / demo_semantic_only   one branch alone
-demo_aliased / demo_released_betas     the demo with a habit of the released code
+demo_aliased / demo_causal / demo_released_betas   the demo with a habit of the released code
 demo_gram / demo_product / demo_normalised / demo_ema / demo_slow_encoder / demo_improved
                  the demo with what others found better, one by one and together
 demo_large       the demo's study at a size for one GPU

@@ -39,7 +39,7 @@ class Codes(NamedTuple):
 def load(
     path: str | Path,
     config: str | Path | None = None,
-    tokenizer: str | Path | None = None,
+    text_tokenizer: str | Path | None = None,
     batch_size: int = 16,
 ) -> "ImageTokenizer":
     """The tokenizer in a workdir (finished or running), an export, or a released checkpoint.
@@ -47,12 +47,12 @@ def load(
     Every device holds all weights and computes its share of each batch.
 
     Args:
-      path, config, tokenizer: see `pretrained.open_pretrained`, which also tells what is raised.
+      path, config, text_tokenizer: see `pretrained.open_pretrained`, which also tells what is raised.
       batch_size: rows computed at a time, rounded up to a multiple of the devices; larger ones take more memory.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    return ImageTokenizer(open_pretrained(path, config, tokenizer), batch_size)
+    return ImageTokenizer(open_pretrained(path, config, text_tokenizer), batch_size)
 
 
 class ImageTokenizer:
@@ -131,7 +131,9 @@ class ImageTokenizer:
         if "text" not in self._tree:
             raise ValueError(f"{self.name} was exported without its text tower; export it with one to embed texts")
         if self._text_tokenizer is None:
-            raise ValueError(f"{self.name} came without its text tokenizer: load(…, tokenizer='FOLDER/tokenizer.json')")
+            raise ValueError(
+                f"{self.name} came without its text tokenizer: load(…, text_tokenizer='FOLDER/tokenizer.json')"
+            )
         return unit(self._in_batches(self._embed_text, self._text_tokenizer.encode(list(texts))))
 
     def prepare(self, images: Images) -> np.ndarray:

@@ -1,8 +1,6 @@
 """The only file that knows Orbax: asynchronous, atomic checkpoints of the whole train state."""
 
-import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import jax
@@ -12,12 +10,11 @@ from flax import serialization
 
 from dualtoken_jax import config as config_lib
 from dualtoken_jax.config import Config, ConfigError
-from dualtoken_jax.data.text import FILES, tokenizer_file
 from dualtoken_jax.metric_writer import write_atomically
 from dualtoken_jax.tasks.state import TrainState
+from dualtoken_jax.text_tokenizer_copy import check_copy, is_kept, is_trained
 
-_FROZEN = "frozen"  # weights that no step changes: written once, not with every checkpoint
-_TOKENIZER = "tokenizer"  # a copy of the file that the config names
+FROZEN = "frozen"  # weights that no step changes: written once, not with every checkpoint
 _RUNTIME = (
     "data.threads",
     "train.log_every",
@@ -116,7 +113,7 @@ class _Explained:
 
 def save_frozen(workdir: Path, frozen: dict) -> None:
     """Writes the weights that a run never changes, once."""
-    path = Path(workdir).absolute() / _FROZEN
+    path = Path(workdir).absolute() / FROZEN
     if not path.exists():
         with ocp.StandardCheckpointer() as writer:
             writer.save(path, frozen)
@@ -124,7 +121,7 @@ def save_frozen(workdir: Path, frozen: dict) -> None:
 
 def load_frozen(workdir: Path) -> dict:
     """The frozen weights of a run, {} where it has none."""
-    path = Path(workdir).absolute() / _FROZEN
+    path = Path(workdir).absolute() / FROZEN
     if not path.exists():
         return {}
     with ocp.StandardCheckpointer() as reader:
@@ -136,52 +133,45 @@ def load_frozen(workdir: Path) -> dict:
         return jax.tree.map(np.asarray, reader.restore(path, like))
 
 
-def keep_tokenizer(config: Config, workdir: Path) -> Config:
-    """Copies the tokenizer that the config names into the workdir, once, and returns the config that names the copy.
-
-    Raises FileNotFoundError or ValueError, as `tokenizer_file`, where neither the file nor a copy is there.
-    """
-    kept, draft = Path(workdir) / _TOKENIZER, Path(workdir) / f"{_TOKENIZER}.tmp"
-    if config.tokenizer and not kept.exists() and jax.process_index() == 0:
-        file = tokenizer_file(config.tokenizer)
-        draft.mkdir(exist_ok=True)  # left over where an earlier copy was cut off
-        shutil.copyfile(file, draft / FILES[file.suffix])
-        draft.rename(kept)
-    return with_kept_tokenizer(config, workdir)
-
-
-def with_kept_tokenizer(config: Config, workdir: Path) -> Config:
-    """The config with the workdir's own copy of the tokenizer, where it has one, in place of the original."""
-    kept = Path(workdir) / _TOKENIZER
-    return dataclasses.replace(config, tokenizer=str(kept)) if config.tokenizer and kept.exists() else config
-
-
 def claim_workdir(config: Config, workdir: Path) -> None:
     """Creates the workdir with its config.json, or checks that what was trained there had the same config.
 
-    Raises ConfigError with the difference, or when the folder cannot be written.
+    Raises ConfigError with the difference, or when the folder cannot be written, and what `check_copy` raises.
     """
     workdir = Path(workdir)
     file, text = workdir / "config.json", json.dumps(config_lib.to_json(config), indent=1) + "\n"
     if file.exists() and file.read_text() == text:
         return
-    trained = (workdir / _FROZEN).exists() or any((workdir / "checkpoints").glob("[0-9]*"))
-    if trained:
-        lines = [line for line in config_lib.difference(load_config(workdir), config) if not line.startswith(_RUNTIME)]
+    if is_trained(workdir):
+        before = load_config(workdir)
+        free = _RUNTIME + _kept_inputs(before, config, workdir)
+        lines = [line for line in config_lib.difference(before, config) if not line.startswith(free)]
         if lines:
             listing = "\n  ".join(lines)
             raise ConfigError(
                 f"{workdir} was made with another config (there → here):\n  {listing}\n"
                 "Use another --workdir, or the same settings to resume"
             )
+    else:
+        check_copy(config, workdir, load_config(workdir) if file.exists() else None)
     if jax.process_index() == 0:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            if not trained:  # a copy of what an earlier config named, with which nothing was trained
-                shutil.rmtree(workdir / _TOKENIZER, ignore_errors=True)
             write_atomically(file, text)
         except OSError as error:
             raise ConfigError(f"workdir {workdir} cannot be written: {error}; choose another --workdir") from error
+
+
+def _kept_inputs(before: Config, config: Config, workdir: Path) -> tuple[str, ...]:
+    """Settings that name a file of which the workdir has its own copy: the original may have moved.
+
+    To or from an empty path is another run, and so is another text tokenizer where both can be compared.
+    """
+    moved = {"teacher.path": before.teacher.path and config.teacher.path}
+    moved["loss.lpips_path"] = before.loss.lpips_path and config.loss.lpips_path
+    names = [name for name, both in moved.items() if both and (workdir / FROZEN).exists()]
+    names += ["text_tokenizer"] if before.text_tokenizer and is_kept(config, workdir) else []
+    return tuple(f"{name}:" for name in names)
 
 
 def load_config(workdir: Path) -> Config:
@@ -190,6 +180,9 @@ def load_config(workdir: Path) -> Config:
     if not file.exists():
         raise ConfigError(f"{workdir} is no workdir: it has no config.json; give the folder of a training run")
     try:
-        return config_lib.from_dict(json.loads(file.read_text()))
+        values = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise ConfigError(f"{file} is damaged: {error}; restore it, or use another --workdir") from error
+    if "tokenizer" in values:  # the field's first name; runs of that time are opened and resumed all the same
+        values["text_tokenizer"] = values.pop("tokenizer")
+    return config_lib.from_dict(values)

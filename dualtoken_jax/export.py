@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from dualtoken_jax import job
-from dualtoken_jax.checkpoint import load_config, load_frozen, with_kept_tokenizer
+from dualtoken_jax.checkpoint import load_config, load_frozen
 from dualtoken_jax.data.words import WordTokenizer
 from dualtoken_jax.interop.huggingface import Export, write_export
 from dualtoken_jax.interop.model_card import model_card
@@ -21,6 +21,7 @@ from dualtoken_jax.interop.released_config import not_in_released
 from dualtoken_jax.interop.released_files import write_released
 from dualtoken_jax.interop.released_names import released_table
 from dualtoken_jax.pretrained import open_workdir
+from dualtoken_jax.text_tokenizer_copy import with_kept_text_tokenizer
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -56,7 +57,7 @@ def export(flags: argparse.Namespace) -> None:
         if flags.format == "released" and config.task == "tokenizer":
             released_table(config.model)  # before gigabytes are read
         found = open_workdir(flags.workdir, flags.weights)
-        tokenizer = with_kept_tokenizer(config, flags.workdir).tokenizer
+        tokenizer = with_kept_text_tokenizer(config, flags.workdir).text_tokenizer
         if flags.without_text:
             tree = {name: found.tree[name] for name in ("params", "codebooks")}
             found, tokenizer = found._replace(tree=tree, text_tokenizer=None), ""

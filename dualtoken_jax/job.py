@@ -9,24 +9,25 @@ import numpy as np
 
 from dualtoken_jax import loop, sharding
 from dualtoken_jax.checkpoint import (
+    FROZEN,
     CheckpointError,
     Checkpoints,
     claim_workdir,
-    keep_tokenizer,
     load_config,
     load_frozen,
-    with_kept_tokenizer,
 )
-from dualtoken_jax.config import Config, ConfigError, check, difference, teacher_config
+from dualtoken_jax.config import Config, ConfigError, difference, teacher_config
+from dualtoken_jax.config_checks import check
 from dualtoken_jax.data.bad_images import TooManyBadImages
 from dualtoken_jax.data.dataset import DataConfig, open_source
-from dualtoken_jax.data.text import open_tokenizer, tokenizer_file
+from dualtoken_jax.data.text import open_fitting_tokenizer, text_tokenizer_file
 from dualtoken_jax.evaluation.report import format_value, write_report
 from dualtoken_jax.interop.lpips import load_lpips
 from dualtoken_jax.interop.siglip import holds_siglip, load_siglip
 from dualtoken_jax.metric_writer import MetricWriter, read_metrics
 from dualtoken_jax.tasks import make_task
 from dualtoken_jax.tasks.state import TrainState
+from dualtoken_jax.text_tokenizer_copy import keep_text_tokenizer, with_kept_text_tokenizer
 
 log = logging.getLogger("dualtoken_jax")
 Interrupted = loop.Interrupted
@@ -51,29 +52,22 @@ def preflight(config: Config, workdir: Path) -> None:
     for one in runs:
         sharding.check_batch(one.train.batch_size, mesh)
         make_task(one).check_parameters()
-    if _needs_lpips(config) and not Path(config.loss.lpips_path).exists():
+    kept = (Path(workdir) / FROZEN).exists()
+    if _needs_lpips(config) and not kept and not Path(config.loss.lpips_path).exists():
         raise ConfigError(
             f"loss.lpips_path {config.loss.lpips_path!r} does not exist; name LPIPS's weights, such as a folder with "
             "torchvision's vgg16-397923af.pth and weights/v0.1/vgg.pth of the lpips package"
         )
     claim_workdir(config, workdir)
-    _check_vocabulary(keep_tokenizer(config, workdir))
+    siglip, kept = config.model.siglip, keep_text_tokenizer(config, workdir)
+    open_fitting_tokenizer(kept.text_tokenizer, siglip.text_length, siglip.vocabulary)
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR goes first
         jax.config.update("jax_compilation_cache_dir", str(Path(workdir).absolute() / "compilation_cache"))
 
 
-def _check_vocabulary(config: Config) -> None:
-    known, ids = config.model.siglip.vocabulary, open_tokenizer(config.tokenizer, 1).vocabulary
-    if ids > known:
-        raise ConfigError(
-            f"model.siglip.vocabulary {known} is smaller than the {ids} ids of tokenizer {config.tokenizer}; "
-            "name the text tower's own"
-        )
-
-
 def conclude(config: Config, workdir: Path, state: TrainState) -> dict:
     """Evaluates a trained state; writes evaluation.json and report.html, and prints what is where."""
-    config = with_kept_tokenizer(config, workdir)
+    config = with_kept_text_tokenizer(config, workdir)
     mesh, writer = sharding.make_mesh(config.mesh), MetricWriter(workdir)
     with jax.set_mesh(mesh):
         measurement, samples = loop.evaluate(make_task(config), state, config, mesh, writer)
@@ -145,7 +139,7 @@ def earlier_stage(config: Config) -> dict:
 def teacher_weights(config: Config, workdir: Path) -> dict:
     """Parameters of the SigLIP in `teacher.path`, or of the one trained in WORKDIR/teacher, as host arrays."""
     if config.teacher.path:
-        return named_teacher(with_kept_tokenizer(config, workdir))
+        return named_teacher(with_kept_text_tokenizer(config, workdir))
     state = loop.run(teacher_config(config, teacher_data(config)), Path(workdir) / "teacher")
     return jax.tree.map(np.asarray, state.averaged)
 
@@ -162,21 +156,25 @@ def named_teacher(config: Config) -> dict:
             "big_vision .npz, or leave it empty to train a teacher"
         )
     if holds_siglip(path):
-        if not config.tokenizer:
-            raise ConfigError(f"teacher.path {path} is a published SigLIP: set tokenizer to the folder with its own")
+        if not config.text_tokenizer:
+            raise ConfigError(
+                f"teacher.path {path} is a published SigLIP: set text_tokenizer to the folder with its own"
+            )
         return load_siglip(path, config.model.siglip)
     taught = load_config(path)
     if taught.task != "contrastive":
         raise ConfigError(f"teacher.path {path} is a {taught.task} run; its teacher is in {path / 'teacher'}")
     if taught.model.siglip != config.model.siglip:
         raise ConfigError(f"teacher.path {path} holds another tower than model.siglip: {taught.model.siglip}")
-    if _tokenizer_bytes(with_kept_tokenizer(taught, path)) != _tokenizer_bytes(config):
-        raise ConfigError(f"teacher.path {path} learned from tokenizer {taught.tokenizer!r}, not {config.tokenizer!r}")
+    if _text_tokenizer_bytes(with_kept_text_tokenizer(taught, path)) != _text_tokenizer_bytes(config):
+        raise ConfigError(
+            f"teacher.path {path} learned from text_tokenizer {taught.text_tokenizer!r}, not {config.text_tokenizer!r}"
+        )
     return jax.tree.map(np.asarray, load_state(taught, path).averaged)
 
 
-def _tokenizer_bytes(config: Config) -> bytes:
-    return tokenizer_file(config.tokenizer).read_bytes() if config.tokenizer else b""
+def _text_tokenizer_bytes(config: Config) -> bytes:
+    return text_tokenizer_file(config.text_tokenizer).read_bytes() if config.text_tokenizer else b""
 
 
 def teacher_data(config: Config) -> DataConfig:

@@ -14,11 +14,11 @@ import jax
 from jax.sharding import Mesh
 
 from dualtoken_jax import sharding
-from dualtoken_jax.checkpoint import Checkpoints, claim_workdir, keep_tokenizer, save_frozen
+from dualtoken_jax.checkpoint import Checkpoints, claim_workdir, save_frozen
 from dualtoken_jax.config import Config
 from dualtoken_jax.data.dataset import open_source
 from dualtoken_jax.data.pipeline import Batches, batches
-from dualtoken_jax.data.text import open_tokenizer
+from dualtoken_jax.data.text import open_text_tokenizer
 from dualtoken_jax.evaluation.measure import Measurement, measure
 from dualtoken_jax.evaluation.reconstruction import Samples, grid, sample
 from dualtoken_jax.metric_writer import MetricWriter
@@ -26,6 +26,7 @@ from dualtoken_jax.progress import Progress
 from dualtoken_jax.stopping import StopRequest
 from dualtoken_jax.tasks import make_task
 from dualtoken_jax.tasks.state import TrainState
+from dualtoken_jax.text_tokenizer_copy import keep_text_tokenizer
 
 log = logging.getLogger("dualtoken_jax")
 _SAMPLES = 16  # held-out pictures that are looked at
@@ -51,7 +52,7 @@ def run(config: Config, workdir: Path, frozen: dict | None = None, begin: dict |
     sharding.check_batch(train.batch_size, mesh)
     claim_workdir(config, workdir)
     checkpoints = Checkpoints(workdir, train.keep_checkpoints)
-    config = keep_tokenizer(config, workdir)
+    config = keep_text_tokenizer(config, workdir)
     if frozen:
         save_frozen(workdir, frozen)
     with jax.set_mesh(mesh), StopRequest() as stop:
@@ -116,7 +117,7 @@ def training_data(config: Config, position: int) -> Batches:
     siglip = config.model.siglip
     return batches(
         open_source(config.data, config.seed, "train"),
-        open_tokenizer(config.tokenizer, siglip.text_length).encode,
+        open_text_tokenizer(config.text_tokenizer, siglip.text_length).encode,
         resolution=siglip.image_size,
         batch_size=config.train.batch_size,
         seed=config.seed,

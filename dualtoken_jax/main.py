@@ -27,11 +27,12 @@ def main(argv: list[str]) -> None:
 
     from dualtoken_jax import config as config_lib
     from dualtoken_jax import job
+    from dualtoken_jax.config_checks import check
 
     if "JAX_COORDINATOR_ADDRESS" in os.environ or "TPU_WORKER_HOSTNAMES" in os.environ:
         jax.distributed.initialize()
     try:
-        config = config_lib.check(config_lib.from_dict(_CONFIG.value))
+        config = check(config_lib.from_dict(_CONFIG.value))
         job.run(config, Path(_WORKDIR.value or f"runs/{config.name}"))
     except job.EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from dualtoken_jax import job, sharding
-from dualtoken_jax.checkpoint import CheckpointError, load_config, with_kept_tokenizer
+from dualtoken_jax.checkpoint import CheckpointError, load_config
 from dualtoken_jax.config import ConfigError
-from dualtoken_jax.data.text import open_tokenizer
+from dualtoken_jax.data.text import open_fitting_tokenizer
 from dualtoken_jax.data.words import WordTokenizer
 from dualtoken_jax.interop.huggingface import MODEL_TYPE, read_export
 from dualtoken_jax.interop.released_config import siglip_folder
 from dualtoken_jax.interop.released_files import read_released
 from dualtoken_jax.models.dualtoken import DualTokenConfig
+from dualtoken_jax.models.siglip import SiglipConfig
+from dualtoken_jax.text_tokenizer_copy import with_kept_text_tokenizer
 
 
 class Pretrained(NamedTuple):
@@ -27,14 +29,14 @@ class Pretrained(NamedTuple):
 
 
 def open_pretrained(
-    path: str | Path, config: str | Path | None = None, tokenizer: str | Path | None = None
+    path: str | Path, config: str | Path | None = None, text_tokenizer: str | Path | None = None
 ) -> Pretrained:
     """The tokenizer in `path`: a workdir, a Hugging Face export of ours, or a checkpoint of the released PyTorch code.
 
     Args:
       path: a folder, or the .pt, .pth or .safetensors file of a released checkpoint.
       config: the config.json of a released checkpoint; None takes the one in the same folder.
-      tokenizer: the text tokenizer's file or folder, for a checkpoint that comes without it.
+      text_tokenizer: the text tokenizer's file or folder, for a checkpoint that comes without it.
 
     Raises FileNotFoundError for what is not there, ConfigError, CheckpointError or ValueError for what cannot be read.
     """
@@ -42,8 +44,10 @@ def open_pretrained(
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}: name a workdir, an export or a released checkpoint")
     found = _open(path, config)
-    if tokenizer is not None and "text" in found.tree:
-        found = found._replace(text_tokenizer=open_tokenizer(str(tokenizer), found.model.siglip.text_length))
+    if text_tokenizer is not None and "text" in found.tree:
+        siglip = found.model.siglip
+        given = open_fitting_tokenizer(str(text_tokenizer), siglip.text_length, siglip.vocabulary)
+        found = found._replace(text_tokenizer=given)
     return found
 
 
@@ -62,27 +66,36 @@ def _open(path: Path, config: str | Path | None) -> Pretrained:
 def _open_released(path: Path, config: str | Path | None) -> Pretrained:
     model, tree = read_released(path, config)
     folder = siglip_folder(Path(config or (path if path.is_dir() else path.parent) / "config.json"))
-    try:
-        words = open_tokenizer(str(folder), model.siglip.text_length) if folder and "text" in tree else None
-    except FileNotFoundError:  # the released code reads its SigLIP's folder without the tokenizer too
-        words = None
+    words = _own_text_tokenizer(str(folder), model.siglip) if folder and "text" in tree else None
     return Pretrained(path.stem, 0, model, tree, words)
 
 
 def _open_export(path: Path) -> Pretrained:
     found, words = read_export(path), None
-    length = found.model.siglip.text_length
+    siglip = found.model.siglip
     if "text" in found.tree:
-        words = WordTokenizer(length, found.words) if found.words else open_tokenizer(found.tokenizer, length)
+        words = (
+            WordTokenizer(siglip.text_length, found.words)
+            if found.words
+            else _own_text_tokenizer(found.text_tokenizer, siglip)
+        )
     return Pretrained(found.name, found.step, found.model, found.tree, words)
+
+
+def _own_text_tokenizer(path: str, siglip: SiglipConfig):
+    """None where there is no file: codes and pictures need none, and `embed_text` says what is missing."""
+    try:
+        return open_fitting_tokenizer(path, siglip.text_length, siglip.vocabulary)
+    except FileNotFoundError:
+        return None
 
 
 def open_workdir(workdir: Path, weights: Literal["ema", "raw"] | None = None) -> Pretrained:
     """The newest checkpoint of a finished or running tokenizer run.
 
     `weights`: the moving average, or the raw ones; None takes the average where the run keeps one.
-    Reads config.json, the newest checkpoint, `frozen/` and `tokenizer/`; changes nothing, whatever the devices of the
-    training.
+    Reads config.json, the newest checkpoint, `frozen/` and `text_tokenizer/`; changes nothing, whatever the devices of
+    the training.
 
     Raises:
       ConfigError: no workdir, one of another task, or one without the average that was asked for.
@@ -105,5 +118,6 @@ def open_workdir(workdir: Path, weights: Literal["ema", "raw"] | None = None) ->
     siglip = state.frozen["siglip"]
     tree = {"params": state.params if weights == "raw" else state.averaged, "codebooks": state.codebooks}
     tree |= {name: siglip[name] for name in ("text", "logit_scale", "logit_bias")}
-    tokenizer = open_tokenizer(with_kept_tokenizer(config, workdir).tokenizer, config.model.siglip.text_length)
-    return Pretrained(config.name, int(state.step), config.model, tree, tokenizer)
+    named = with_kept_text_tokenizer(config, workdir).text_tokenizer
+    words = _own_text_tokenizer(named, config.model.siglip)
+    return Pretrained(config.name, int(state.step), config.model, tree, words)

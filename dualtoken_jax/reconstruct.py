@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     try:
         failed = reconstruct(api.load(flags.workdir, flags.model_config), flags.images, flags.output)
-    except (*job.EXPECTED_ERRORS, OSError) as error:
+    except job.EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
     if failed:
         sys.exit(f"error: {failed} of {len(flags.images)} pictures could not be used")

@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
             count, failed = decode_codes(tokenizer, flags.decode, flags.output, flags.limit), 0
         else:
             count, failed = encode_pictures(tokenizer, flags)
-    except (*job.EXPECTED_ERRORS, OSError) as error:
+    except job.EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
     print(f"{count} pictures → {flags.output}")
     if failed:

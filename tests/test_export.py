@@ -60,10 +60,10 @@ def test_huggingface_round_trip_is_bitwise(tokenizer_workdir, before, exported, 
     assert len(list(exported.glob("model-*.safetensors"))) > 2
     assert_bitwise(found.tree, jax.device_get(before.tree))
     assert (found.model, found.name, found.step) == (before.model, before.name, before.step)
-    assert found.words == before.text_tokenizer.words and found.tokenizer == ""
+    assert found.words == before.text_tokenizer.words and found.text_tokenizer == ""
     raw = read_export(raw_export)
     expected = jax.device_get(open_workdir(tokenizer_workdir, "raw").tree)
-    assert raw.tree.keys() == {"params", "codebooks"} and raw.words is None and raw.tokenizer == ""
+    assert raw.tree.keys() == {"params", "codebooks"} and raw.words is None and raw.text_tokenizer == ""
     assert_bitwise(raw.tree, {name: expected[name] for name in raw.tree})
     assert not np.array_equal(
         raw.tree["params"]["vision"]["norm"]["bias"], found.tree["params"]["vision"]["norm"]["bias"]

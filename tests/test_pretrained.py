@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 from released_record import CONFIG, channels_last, load, weights
+from test_text import gemma, train_spiece  # noqa: F401  a fixture
 
 import dualtoken_jax
 from dualtoken_jax.interop import released
+from dualtoken_jax.interop.huggingface import Export, write_export
 from dualtoken_jax.interop.output import write_json, write_safetensors
 from dualtoken_jax.interop.released_config import released_config_json
 from dualtoken_jax.interop.siglip_config import huggingface_config
+from dualtoken_jax.pretrained import open_pretrained
 
 
 def test_an_export_is_the_run_it_came_from(tokenizer_workdir, exported):
@@ -46,6 +49,22 @@ def test_a_released_checkpoint_gives_the_recorded_codes(released_folder, tmp_pat
         assert tokenizer.model.siglip == CONFIG.siglip
         with pytest.raises(ValueError, match="came without its text tokenizer"):
             tokenizer.embed_text(["a red circle"])
+
+
+def test_a_text_tokenizer_that_is_given_must_fit_the_text_tower(released_folder, gemma):  # noqa: F811
+    with pytest.raises(ValueError, match=r"vocabulary 100 is smaller than the \d+ ids of text_tokenizer .*; name the"):
+        dualtoken_jax.load(released_folder, text_tokenizer=gemma)
+
+
+def test_a_text_tokenizer_that_is_lost_can_be_given(tmp_path):
+    file = train_spiece(tmp_path / "small", vocab_size=60)
+    export = Export(CONFIG, released.import_released(weights("model"), CONFIG), "tiny", 0, str(file), None)
+    write_export(tmp_path, export, "raw", "", 10**9)
+    assert open_pretrained(tmp_path).text_tokenizer is not None
+    (tmp_path / "spiece.model").rename(tmp_path / "elsewhere.model")
+    assert open_pretrained(tmp_path).text_tokenizer is None
+    given = open_pretrained(tmp_path, text_tokenizer=tmp_path / "elsewhere.model").text_tokenizer
+    assert given.encode(["a red circle"]).max() < 100
 
 
 @pytest.mark.parametrize("path", ["nowhere", "nowhere.pt"])

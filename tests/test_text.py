@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from torch_packages import imported as imported_package
 
-from dualtoken_jax.data.text import open_tokenizer
+from dualtoken_jax.data.text import open_fitting_tokenizer, open_text_tokenizer
 from dualtoken_jax.data.words import WordTokenizer
-from dualtoken_jax.interop.tokenizer_files import copy_tokenizer
+from dualtoken_jax.interop.tokenizer_files import copy_text_tokenizer
 
 LENGTH = 16
 CORPUS = (
@@ -32,24 +32,28 @@ CAPTIONS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def spiece(tmp_path_factory):
-    """A SentencePiece model with SigLIP's special ids: </s> is 1."""
+def train_spiece(prefix: Path, **special) -> Path:
+    """A small SentencePiece model of CORPUS with SigLIP's special ids, PREFIX.model."""
     sentencepiece = pytest.importorskip("sentencepiece")
-    folder = tmp_path_factory.mktemp("siglip")
     rng = np.random.default_rng(0)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(" ".join(rng.choice(CORPUS, 12)) for _ in range(300)),
-        model_prefix=str(folder / "spiece"),
-        vocab_size=120,
+        model_prefix=str(prefix),
         hard_vocab_limit=False,
         pad_id=0,
         eos_id=1,
         unk_id=2,
         bos_id=-1,
         minloglevel=2,
+        **{"vocab_size": 120} | special,
     )
-    return folder / "spiece.model"
+    return prefix.with_suffix(".model")
+
+
+@pytest.fixture(scope="module")
+def spiece(tmp_path_factory):
+    """A SentencePiece model with SigLIP's special ids: </s> is 1."""
+    return train_spiece(tmp_path_factory.mktemp("siglip") / "spiece")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +84,7 @@ def gemma(tmp_path_factory):
 def test_siglip_ids_are_those_of_transformers(spiece):
     theirs = imported_package("transformers").SiglipTokenizer(str(spiece))
     expected = theirs(CAPTIONS, padding="max_length", truncation=True, max_length=LENGTH)["input_ids"]
-    ours = open_tokenizer(str(spiece), LENGTH)
+    ours = open_text_tokenizer(str(spiece), LENGTH)
     found = ours.encode(CAPTIONS)
     assert found.dtype == np.int32 and found.shape == (len(CAPTIONS), LENGTH)
     for caption, row, other in zip(CAPTIONS, found, expected, strict=True):
@@ -95,7 +99,7 @@ def test_siglip2_ids_are_those_of_transformers(gemma):
     saved = json.loads(gemma.read_text())["model"]
     merges = [tuple(pair) for pair in saved["merges"]]
     theirs = transformers.Siglip2Tokenizer(vocab=saved["vocab"], merges=merges, add_bos_token=False, add_eos_token=True)
-    ours = open_tokenizer(str(gemma), LENGTH)
+    ours = open_text_tokenizer(str(gemma), LENGTH)
     found = ours.encode(CAPTIONS)
     assert found.dtype == np.int32 and found.shape == (len(CAPTIONS), LENGTH)
     options = {"truncation": True, "max_length": LENGTH, "padding": "max_length", "padding_side": "right"}
@@ -105,7 +109,7 @@ def test_siglip2_ids_are_those_of_transformers(gemma):
     assert ours.vocabulary == len(theirs)
     assert found[CAPTIONS.index("")].tolist() == [1] + [0] * (LENGTH - 1) and found[7, -1] == 1
     assert found[0].tolist() != found[1].tolist()  # punctuation stays
-    upper = open_tokenizer(str(gemma), LENGTH).encode(["A PHOTO OF A RED CIRCLE"])
+    upper = open_text_tokenizer(str(gemma), LENGTH).encode(["A PHOTO OF A RED CIRCLE"])
     assert upper[0].tolist() == found[0].tolist()
 
 
@@ -115,7 +119,7 @@ def test_autotokenizer_opens_that_of_an_export(kind, request, tmp_path, monkeypa
     file, transformers = request.getfixturevalue(kind), imported_package("transformers")
     from dualtoken_jax.interop import torch_model
 
-    copy_tokenizer(file.parent, tmp_path, LENGTH)
+    copy_text_tokenizer(file.parent, tmp_path, LENGTH)
     auto_map = {"AutoConfig": "modeling_dualtoken.DualTokenConfig"}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "dualtoken", "auto_map": auto_map}))
     (tmp_path / "modeling_dualtoken.py").write_text(Path(torch_model.__file__).read_text())
@@ -124,34 +128,40 @@ def test_autotokenizer_opens_that_of_an_export(kind, request, tmp_path, monkeypa
     settings = {"padding": "max_length", "truncation": True, "max_length": LENGTH}
     expected = theirs(CAPTIONS, **settings).input_ids
     for tokenizer in (file, tmp_path):  # ours reads the export's as it reads the original
-        assert open_tokenizer(str(tokenizer), LENGTH).encode(CAPTIONS).tolist() == expected
+        assert open_text_tokenizer(str(tokenizer), LENGTH).encode(CAPTIONS).tolist() == expected
 
 
 def test_a_folder_holds_its_tokenizer_and_an_empty_path_the_words(spiece, gemma):
     for file in (spiece, gemma):
         np.testing.assert_array_equal(
-            open_tokenizer(str(file.parent), LENGTH).encode(CAPTIONS),
-            open_tokenizer(str(file), LENGTH).encode(CAPTIONS),
+            open_text_tokenizer(str(file.parent), LENGTH).encode(CAPTIONS),
+            open_text_tokenizer(str(file), LENGTH).encode(CAPTIONS),
         )
-    words = open_tokenizer("", 5)
+    words = open_text_tokenizer("", 5)
     assert isinstance(words, WordTokenizer) and words.encode(["a red circle"]).shape == (1, 5)
+    assert open_fitting_tokenizer("", 5, words.vocabulary).vocabulary == words.vocabulary
+    with pytest.raises(ValueError, match=rf"vocabulary 10 is smaller than the {words.vocabulary} ids .* of the scenes"):
+        open_fitting_tokenizer("", 5, 10)
 
 
 def test_missing_damaged_and_foreign_files_are_named_with_where_they_come_from(spiece, gemma, tmp_path):
     source = "google/siglip-so400m-patch14-384.*google/siglip2-so400m-patch16-256"
     with pytest.raises(FileNotFoundError, match=f"no file or folder .*nowhere.*{source}"):
-        open_tokenizer(str(tmp_path / "nowhere"), LENGTH)
+        open_text_tokenizer(str(tmp_path / "nowhere"), LENGTH)
     with pytest.raises(FileNotFoundError, match=f"holds neither spiece.model nor tokenizer.json; .*{source}"):
-        open_tokenizer(str(tmp_path), LENGTH)
+        open_text_tokenizer(str(tmp_path), LENGTH)
     (tmp_path / "vocab.txt").write_text("a")
     with pytest.raises(ValueError, match="vocab.txt is neither a SentencePiece .model nor"):
-        open_tokenizer(str(tmp_path / "vocab.txt"), LENGTH)
+        open_text_tokenizer(str(tmp_path / "vocab.txt"), LENGTH)
     (tmp_path / "cut.model").write_bytes(spiece.read_bytes()[:100])
     with pytest.raises(ValueError, match="cut.model is damaged or no SentencePiece model"):
-        open_tokenizer(str(tmp_path / "cut.model"), LENGTH)
+        open_text_tokenizer(str(tmp_path / "cut.model"), LENGTH)
+    foreign = train_spiece(tmp_path / "gemma", eos_piece="<eos>", user_defined_symbols=["</s>"])  # a tag, as in Gemma's
+    with pytest.raises(ValueError, match="gemma.model does not end with </s>, so it is not SigLIP's"):
+        open_text_tokenizer(str(foreign), LENGTH)
     (tmp_path / "cut.json").write_bytes(gemma.read_bytes()[:100])
     with pytest.raises(ValueError, match="cut.json is damaged or no tokenizer"):
-        open_tokenizer(str(tmp_path / "cut.json"), LENGTH)
+        open_text_tokenizer(str(tmp_path / "cut.json"), LENGTH)
     (tmp_path / "clip.json").write_text(gemma.read_text().replace("<eos>", "<|endoftext|>"))
     with pytest.raises(ValueError, match="clip.json has no <eos> or <pad>, so it is not Gemma's"):
-        open_tokenizer(str(tmp_path / "clip.json"), LENGTH)
+        open_text_tokenizer(str(tmp_path / "clip.json"), LENGTH)

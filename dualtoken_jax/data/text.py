@@ -19,32 +19,48 @@ _SOURCES = (
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def open_tokenizer(path: str, length: int) -> "WordTokenizer | SiglipTokenizer | GemmaTokenizer":
-    """The tokenizer of a `path` as in `tokenizer_file`; '' is that of the scenes. `length` is T.
+def open_text_tokenizer(path: str, length: int) -> "WordTokenizer | SiglipTokenizer | GemmaTokenizer":
+    """The tokenizer of a `path` as in `text_tokenizer_file`; '' is that of the scenes. `length` is T.
 
     Raises FileNotFoundError, or ValueError for a damaged or unknown file, naming the path and where to get one.
     """
     if not path:
         return WordTokenizer(length)
-    file = tokenizer_file(path)
+    file = text_tokenizer_file(path)
     return SiglipTokenizer(file, length) if file.suffix == ".model" else GemmaTokenizer(file, length)
 
 
-def tokenizer_file(path: str | Path) -> Path:
+def open_fitting_tokenizer(
+    path: str, length: int, vocabulary: int
+) -> "WordTokenizer | SiglipTokenizer | GemmaTokenizer":
+    """As `open_text_tokenizer`, for a text tower that embeds `vocabulary` ids.
+
+    Raises ValueError for a tokenizer with more: an id beyond the table would embed as NaN.
+    """
+    tokenizer = open_text_tokenizer(path, length)
+    if tokenizer.vocabulary > vocabulary:
+        raise ValueError(
+            f"model.siglip.vocabulary {vocabulary} is smaller than the {tokenizer.vocabulary} ids of text_tokenizer "
+            f"{path or 'of the scenes'}; name the text tower's own"
+        )
+    return tokenizer
+
+
+def text_tokenizer_file(path: str | Path) -> Path:
     """A SentencePiece .model file or a tokenizer.json, or the one in a folder; spiece.model goes first.
 
-    Raises FileNotFoundError or ValueError as `open_tokenizer`.
+    Raises FileNotFoundError or ValueError as `open_text_tokenizer`.
     """
     path = Path(path)
     if path.is_dir():
         found = [path / name for name in FILES.values() if (path / name).is_file()]
         if not found:
-            raise FileNotFoundError(f"tokenizer: {path} holds neither {' nor '.join(FILES.values())}; {_SOURCES}")
+            raise FileNotFoundError(f"text_tokenizer: {path} holds neither {' nor '.join(FILES.values())}; {_SOURCES}")
         return found[0]
     if not path.exists():
-        raise FileNotFoundError(f"tokenizer: there is no file or folder {path}; {_SOURCES}")
+        raise FileNotFoundError(f"text_tokenizer: there is no file or folder {path}; {_SOURCES}")
     if path.suffix not in FILES:
-        raise ValueError(f"tokenizer: {path} is neither a SentencePiece .model nor a tokenizer .json; {_SOURCES}")
+        raise ValueError(f"text_tokenizer: {path} is neither a SentencePiece .model nor a tokenizer .json; {_SOURCES}")
     return path
 
 
@@ -55,14 +71,20 @@ class SiglipTokenizer:
     """
 
     def __init__(self, file: Path, length: int):
-        sentencepiece = _library("sentencepiece")
+        import sentencepiece  # here, as most runs read neither kind of file
+
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(file))
         except (RuntimeError, OSError) as error:
-            raise ValueError(f"tokenizer: {file} is damaged or no SentencePiece model: {error}; {_SOURCES}") from error
+            raise ValueError(
+                f"text_tokenizer: {file} is damaged or no SentencePiece model: {error}; {_SOURCES}"
+            ) from error
         self._end = self._pieces.piece_to_id("</s>")
-        if self._pieces.id_to_piece(self._end) != "</s>":
-            raise ValueError(f"tokenizer: {file} has no </s>, so it is not SigLIP's; for Gemma's give tokenizer.json")
+        # Gemma's SentencePiece model has a piece </s> too, the HTML tag, and another end.
+        if self._pieces.id_to_piece(self._end) != "</s>" or self._pieces.eos_id() != self._end:
+            raise ValueError(
+                f"text_tokenizer: {file} does not end with </s>, so it is not SigLIP's; for Gemma's give tokenizer.json"
+            )
         self.length, self.vocabulary = length, self._pieces.get_piece_size()
 
     def encode(self, captions: list[str]) -> np.ndarray:
@@ -86,14 +108,15 @@ class GemmaTokenizer:
     """
 
     def __init__(self, file: Path, length: int):
-        tokenizers = _library("tokenizers")
+        import tokenizers
+
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises nothing more specific
-            raise ValueError(f"tokenizer: {file} is damaged or no tokenizer: {error}; {_SOURCES}") from error
+            raise ValueError(f"text_tokenizer: {file} is damaged or no tokenizer: {error}; {_SOURCES}") from error
         self._end, self._padding = map(self._tokenizer.token_to_id, ("<eos>", "<pad>"))
         if self._end is None or self._padding is None:
-            raise ValueError(f"tokenizer: {file} has no <eos> or <pad>, so it is not Gemma's; {_SOURCES}")
+            raise ValueError(f"text_tokenizer: {file} has no <eos> or <pad>, so it is not Gemma's; {_SOURCES}")
         lower, own = tokenizers.normalizers.Lowercase(), self._tokenizer.normalizer
         self._tokenizer.normalizer = tokenizers.normalizers.Sequence([lower, own] if own else [lower])
         self._tokenizer.no_padding()
@@ -112,12 +135,3 @@ def _rows(tokens: list[list[int]], length: int, end: int, padding: int) -> np.nd
         kept = [*ids[: length - 1], end]
         row[: len(kept)] = kept
     return rows
-
-
-def _library(name: str):
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(f"tokenizer: this file needs the package {name}: pip install {name}") from error

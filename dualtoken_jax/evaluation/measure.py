@@ -12,7 +12,7 @@ from dualtoken_jax.config import Config
 from dualtoken_jax.data.dataset import open_source
 from dualtoken_jax.data.pipeline import eval_batches
 from dualtoken_jax.data.sources import Source
-from dualtoken_jax.data.text import open_tokenizer
+from dualtoken_jax.data.text import open_text_tokenizer
 from dualtoken_jax.evaluation import metrics, zero_shot
 from dualtoken_jax.evaluation.frechet import FeatureStatistics, frechet_distance
 from dualtoken_jax.models.dualtoken import DualTokenConfig
@@ -60,7 +60,7 @@ def _collect(task, state, source: Source, config: Config, mesh) -> dict[str, Any
     step = _compiled_step(task, mesh)
     batches = eval_batches(
         source,
-        open_tokenizer(config.tokenizer, siglip.text_length).encode,
+        open_text_tokenizer(config.text_tokenizer, siglip.text_length).encode,
         resolution=siglip.image_size,
         batch_size=config.train.batch_size,
         limit=config.data.eval_examples,
@@ -125,7 +125,7 @@ def templates(config: Config) -> tuple[str, ...]:
 
 def caption_embedder(task, state, config: Config, mesh):
     """A function from captions to embeddings [n, C] on the host, in batches of one shape."""
-    encode = open_tokenizer(config.tokenizer, config.model.siglip.text_length).encode
+    encode = open_text_tokenizer(config.text_tokenizer, config.model.siglip.text_length).encode
     embed, size = _compiled_text(task, mesh), config.train.batch_size
 
     def embed_captions(captions: list[str]) -> np.ndarray:

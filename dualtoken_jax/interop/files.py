@@ -12,6 +12,7 @@ from dualtoken_jax.interop.name_table import StateDict
 
 INDEX = "model.safetensors.index.json"  # of weights in several shards, as Hugging Face writes them
 SINGLE = "model.safetensors"
+_SAFE_TORCH = (2, 10)  # earlier ones can be tricked in spite of weights_only=True
 _NESTED = "state_dict"  # training checkpoints keep the weights under this key
 
 
@@ -42,7 +43,7 @@ def read_tensors(path: str | Path) -> StateDict:
             return _read_torch(path)
     except (WeightFileError, FileNotFoundError):
         raise
-    except (ValueError, KeyError, EOFError, OSError, RuntimeError, zipfile.BadZipFile) as error:
+    except (ValueError, LookupError, EOFError, OSError, RuntimeError, zipfile.BadZipFile) as error:
         raise WeightFileError(f"{path} is damaged or no weight file: {error}; fetch it again") from error
     kind = path.suffix or "a file without a suffix"
     raise WeightFileError(f"{path}: cannot read {kind}; give a .safetensors, .npz, .pt or .pth file")
@@ -82,11 +83,18 @@ def _read_torch(path: Path) -> StateDict:
         raise WeightFileError(
             f"{path} is a PyTorch file, and torch is not installed: pip install torch, or convert it to safetensors"
         ) from error
+    if (version := tuple(map(int, torch.__version__.split(".")[:2]))) < _SAFE_TORCH:
+        raise WeightFileError(
+            f"{path}: torch {'.'.join(map(str, version))} may run what is hidden in a weight file; "
+            "pip install 'torch>=2.10', or convert the file to safetensors"
+        )
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # torch refuses a class that it does not know by its name, and bytes that it does not know by their number.
+        what = "holds more than tensors" if "GLOBAL" in str(error) else "is damaged or holds more than tensors"
         raise WeightFileError(
-            f"{path} holds more than tensors, and loading it could run any program: {error}; "
+            f"{path} {what}, and loading it could run any program: {error}; "
             "convert it to safetensors where it comes from a source you trust"
         ) from error
     found = found.get(_NESTED, found) if isinstance(found, dict) else found

@@ -12,7 +12,7 @@ from dualtoken_jax.interop.name_table import Entry, to_state_dict, to_tree
 from dualtoken_jax.interop.output import write_json, write_shards
 from dualtoken_jax.interop.released import has_text, model_shapes
 from dualtoken_jax.interop.released_names import model_table
-from dualtoken_jax.interop.tokenizer_files import copy_tokenizer
+from dualtoken_jax.interop.tokenizer_files import copy_text_tokenizer
 from dualtoken_jax.models.dualtoken import DualTokenConfig
 
 CONFIG = "config.json"
@@ -27,7 +27,7 @@ class Export(NamedTuple):
     tree: dict  # as `import_released` returns it
     name: str  # of the recipe
     step: int  # of the checkpoint
-    tokenizer: str  # folder of the tokenizer's file; '' is that of the scenes' words, and of models without texts
+    text_tokenizer: str  # folder of the tokenizer's file; '' is that of the scenes' words, and of models without texts
     words: list[str] | None  # of the scenes' word tokenizer, where that is the one
 
 
@@ -60,8 +60,8 @@ def write_export(folder: Path, export: Export, weights: str, card: str, max_shar
     write_json(folder / "preprocessor_config.json", _preprocessor(export.model.siglip.image_size))
     for there, here in _CODE.items():
         shutil.copy(Path(__file__).parent / here, folder / there)
-    if export.tokenizer:
-        copy_tokenizer(Path(export.tokenizer), folder, export.model.siglip.text_length)
+    if export.text_tokenizer:
+        copy_text_tokenizer(Path(export.text_tokenizer), folder, export.model.siglip.text_length)
     (folder / "README.md").write_text(card)
 
 

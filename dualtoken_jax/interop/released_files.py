@@ -17,7 +17,7 @@ from dualtoken_jax.interop.released import (
 )
 from dualtoken_jax.interop.released_config import read_released_config, released_config_json
 from dualtoken_jax.interop.siglip_config import huggingface_config
-from dualtoken_jax.interop.tokenizer_files import copy_tokenizer
+from dualtoken_jax.interop.tokenizer_files import copy_text_tokenizer
 from dualtoken_jax.models.dualtoken import DualTokenConfig
 
 CONFIG = "config.json"
@@ -84,7 +84,7 @@ def write_released(
     teacher = (export_siglip if "text" in tree else export_siglip_vision)(siglip, config.siglip)
     write_safetensors(folder / _SIGLIP / SINGLE, teacher)
     if tokenizer:
-        copy_tokenizer(Path(tokenizer), folder / _SIGLIP, config.siglip.text_length)
+        copy_text_tokenizer(Path(tokenizer), folder / _SIGLIP, config.siglip.text_length)
 
 
 def _write_torch(file: Path, tensors: StateDict, name: str) -> None:

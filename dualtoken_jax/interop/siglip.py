@@ -1,5 +1,6 @@
 """SigLIP and SigLIP 2 weights, from a Hugging Face directory or a big_vision .npz, at the resolution that is wanted."""
 
+import logging
 from pathlib import Path
 
 from dualtoken_jax.interop import positions
@@ -11,6 +12,7 @@ from dualtoken_jax.interop.released_names import siglip_table
 from dualtoken_jax.interop.siglip_config import differences, is_huggingface, read_huggingface_config
 from dualtoken_jax.models.siglip import Siglip, SiglipConfig
 
+log = logging.getLogger("dualtoken_jax")
 _HUGGINGFACE_POSITIONS = "vision_model.embeddings.position_embedding.weight"
 _BIG_VISION_POSITIONS = "img.pos_embedding"
 
@@ -34,7 +36,7 @@ def load_siglip(path: str | Path, config: SiglipConfig) -> dict:
     """Parameters of `Siglip`, a nested dict of float32 host arrays, from what `holds_siglip`.
 
     Where `config` wants another grid of patches than the file has, the position embeddings are resampled as the
-    program that the file belongs to does it.
+    program that the file belongs to does it, without antialiasing, and the log says so.
 
     Raises:
       FileNotFoundError: no such file or folder, or no weights in it.
@@ -68,6 +70,12 @@ def _at_grid(tensors: StateDict, name: str, grid: int, resample) -> StateDict:
     old = tensors.get(name)
     if old is None or old.shape[-2] == grid * grid:
         return tensors
+    side = round(old.shape[-2] ** 0.5)
+    log.info(
+        "position embeddings resampled from %d × %d patches to %d × %d without antialiasing, as the file's own program "
+        "does",
+        *(side, side, grid, grid),
+    )
     return tensors | {name: resample(old, grid)}
 
 

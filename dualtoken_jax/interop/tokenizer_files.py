@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from dualtoken_jax.data.text import FILES, tokenizer_file
+from dualtoken_jax.data.text import FILES, text_tokenizer_file
 from dualtoken_jax.interop.output import write_json
 
 _SIGLIP = {
@@ -23,13 +23,13 @@ _GEMMA = {
 }
 
 
-def copy_tokenizer(source: Path, folder: Path, length: int) -> None:
-    """The SentencePiece model or tokenizer.json that `tokenizer_file` finds in `source`, and a tokenizer_config.json.
+def copy_text_tokenizer(source: Path, folder: Path, length: int) -> None:
+    """What `text_tokenizer_file` finds in `source`, and a tokenizer_config.json.
 
     tokenizer.json itself is told to lower the case and to end with <eos>: published ones leave that to a class or to
     the caller.
     """
-    file = tokenizer_file(source)
+    file = text_tokenizer_file(source)
     if file.suffix == ".model":
         shutil.copy(file, folder / FILES[file.suffix])
         settings = _SIGLIP
