@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from flax import serialization
 
 from dualtoken_jax import config as config_lib
@@ -77,6 +78,21 @@ class Checkpoints:
         state = serialization.from_state_dict(like.replace(frozen={}), found.state)
         return state, found.data["position"]
 
+    def restore_fields(self, names: tuple[str, ...]) -> dict:
+        """Some fields of the newest state as nested dicts of host arrays; what else is saved is not read."""
+        step = self.latest
+        if step is None:
+            raise CheckpointError(f"{self.workdir} holds no finished checkpoint; train first")
+        path = epath.Path(self.workdir) / "checkpoints" / str(step) / "state"
+        saved = ocp.PyTreeCheckpointHandler().metadata(path).tree
+        wanted = _on_one_device({name: saved[name] for name in names})
+        places = ocp.checkpoint_utils.construct_restore_args(wanted)
+        with ocp.PyTreeCheckpointer() as reader:
+            found = reader.restore(
+                path, args=ocp.args.PyTreeRestore(item=wanted, restore_args=places, partial_restore=True)
+            )
+        return {name: jax.tree.map(np.asarray, found[name]) for name in names}
+
     def wait(self) -> None:
         """Blocks until every started write is committed; raises CheckpointError when one failed."""
         with self._explained(None):
@@ -125,12 +141,14 @@ def load_frozen(workdir: Path) -> dict:
     if not path.exists():
         return {}
     with ocp.StandardCheckpointer() as reader:
-        shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), reader.metadata(path).item_metadata.tree
-        )
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        like = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
+        like = _on_one_device(reader.metadata(path).item_metadata.tree)
         return jax.tree.map(np.asarray, reader.restore(path, like))
+
+
+def _on_one_device(saved):
+    """Where to restore arrays that the host wants, whatever devices saved them."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), saved)
 
 
 def claim_workdir(config: Config, workdir: Path) -> None:

@@ -97,7 +97,8 @@ class Config:
     # of the tokenizer:
     loss: LossConfig = LossConfig()
     freeze: FreezeConfig = FreezeConfig()
-    init_path: str = ""  # workdir of an earlier stage, whose weights and codebooks this run starts from
+    # Workdir of an earlier stage, an export or a released checkpoint, whose weights and codebooks this run starts from.
+    init_path: str = ""
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     discriminator_optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0, final_learning_rate=4e-5)
     teacher: TeacherConfig = TeacherConfig()

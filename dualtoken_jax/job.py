@@ -16,15 +16,18 @@ from dualtoken_jax.checkpoint import (
     load_config,
     load_frozen,
 )
-from dualtoken_jax.config import Config, ConfigError, difference, teacher_config
+from dualtoken_jax.config import Config, ConfigError, teacher_config
 from dualtoken_jax.config_checks import check
 from dualtoken_jax.data.bad_images import TooManyBadImages
 from dualtoken_jax.data.dataset import DataConfig, open_source
 from dualtoken_jax.data.text import open_fitting_tokenizer, text_tokenizer_file
 from dualtoken_jax.evaluation.report import format_value, write_report
 from dualtoken_jax.interop.lpips import load_lpips
+from dualtoken_jax.interop.name_table import shape_differences
+from dualtoken_jax.interop.released import model_shapes
 from dualtoken_jax.interop.siglip import holds_siglip, load_siglip
 from dualtoken_jax.metric_writer import MetricWriter, read_metrics
+from dualtoken_jax.pretrained import open_pretrained
 from dualtoken_jax.tasks import make_task
 from dualtoken_jax.tasks.state import TrainState
 from dualtoken_jax.text_tokenizer_copy import keep_text_tokenizer, with_kept_text_tokenizer
@@ -120,19 +123,23 @@ def _needs_lpips(config: Config) -> bool:
 
 
 def earlier_stage(config: Config) -> dict:
-    """What `init_path` hands on: parameters, codebooks and, where both runs have one, the discriminator."""
+    """What `init_path` hands on, as host arrays: parameters and codebooks and, from a workdir, the discriminator.
+
+    It may be anything that `open_pretrained` opens, a released checkpoint included; raises as that does, and
+    ConfigError for a model of other parameters.
+    """
     if not config.init_path:
         return {}
-    folder = Path(config.init_path)
-    before = load_config(folder)
-    if before.model != config.model:
-        raise ConfigError(f"init_path {folder} holds another model: {'; '.join(difference(before, config))}")
-    state = load_state(before, folder)
-    begin = {"params": state.params, "codebooks": state.codebooks}
+    path = Path(config.init_path)
+    found = open_pretrained(path, weights="raw")
+    begin = {name: found.tree[name] for name in ("params", "codebooks")}
+    if wrong := shape_differences(begin, model_shapes(config.model, text=False)):
+        raise ConfigError(f"init_path {path} holds another model than this recipe's:\n  " + "\n  ".join(wrong))
     if config.train.ema_decay is not None:
-        begin["ema"] = state.averaged
-    if state.discriminator and config.loss.adversarial:
-        begin["discriminator"] = state.discriminator
+        begin["ema"] = open_pretrained(path).tree["params"]
+    if (path / FROZEN).exists() and config.loss.adversarial:
+        discriminator = Checkpoints(path, read_only=True).restore_fields(("discriminator",))["discriminator"]
+        begin |= {"discriminator": discriminator} if discriminator else {}
     return jax.tree.map(np.asarray, begin)
 
 

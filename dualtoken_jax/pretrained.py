@@ -1,12 +1,10 @@
 """Trained tokenizers, wherever they lie: one form for a workdir and for every format that `interop` reads."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from dualtoken_jax import job, sharding
-from dualtoken_jax.checkpoint import CheckpointError, load_config
+from dualtoken_jax.checkpoint import CheckpointError, Checkpoints, load_config, load_frozen
 from dualtoken_jax.config import ConfigError
 from dualtoken_jax.data.text import open_fitting_tokenizer
 from dualtoken_jax.data.words import WordTokenizer
@@ -16,6 +14,8 @@ from dualtoken_jax.interop.released_files import read_released
 from dualtoken_jax.models.dualtoken import DualTokenConfig
 from dualtoken_jax.models.siglip import SiglipConfig
 from dualtoken_jax.text_tokenizer_copy import with_kept_text_tokenizer
+
+_FIELDS = ("step", "params", "ema", "codebooks")  # the moments and the discriminator are as large as the model
 
 
 class Pretrained(NamedTuple):
@@ -29,7 +29,10 @@ class Pretrained(NamedTuple):
 
 
 def open_pretrained(
-    path: str | Path, config: str | Path | None = None, text_tokenizer: str | Path | None = None
+    path: str | Path,
+    config: str | Path | None = None,
+    text_tokenizer: str | Path | None = None,
+    weights: Literal["ema", "raw"] | None = None,
 ) -> Pretrained:
     """The tokenizer in `path`: a workdir, a Hugging Face export of ours, or a checkpoint of the released PyTorch code.
 
@@ -37,13 +40,14 @@ def open_pretrained(
       path: a folder, or the .pt, .pth or .safetensors file of a released checkpoint.
       config: the config.json of a released checkpoint; None takes the one in the same folder.
       text_tokenizer: the text tokenizer's file or folder, for a checkpoint that comes without it.
+      weights: of a workdir, see `open_workdir`; the other two have one set.
 
     Raises FileNotFoundError for what is not there, ConfigError, CheckpointError or ValueError for what cannot be read.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}: name a workdir, an export or a released checkpoint")
-    found = _open(path, config)
+    found = _open(path, config, weights)
     if text_tokenizer is not None and "text" in found.tree:
         siglip = found.model.siglip
         given = open_fitting_tokenizer(str(text_tokenizer), siglip.text_length, siglip.vocabulary)
@@ -51,16 +55,22 @@ def open_pretrained(
     return found
 
 
-def _open(path: Path, config: str | Path | None) -> Pretrained:
+def _open(path: Path, config: str | Path | None, weights: Literal["ema", "raw"] | None) -> Pretrained:
     if path.is_file() or config is not None:
         return _open_released(path, config)
-    file = path / "config.json"
-    contents = json.loads(file.read_text()) if file.exists() else {}
+    contents = _contents(path / "config.json")
     if contents.get("model_type") == MODEL_TYPE:
         return _open_export(path)
     if "rqvaesiglip" in contents or "vq_pix" in contents:
         return _open_released(path, None)
-    return open_workdir(path)
+    return open_workdir(path, weights)
+
+
+def _contents(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}  # then it is taken for a workdir, whose reader says what is wrong
 
 
 def _open_released(path: Path, config: str | Path | None) -> Pretrained:
@@ -101,7 +111,7 @@ def open_workdir(workdir: Path, weights: Literal["ema", "raw"] | None = None) ->
       ConfigError: no workdir, one of another task, or one without the average that was asked for.
       CheckpointError: nothing is saved there yet.
     """
-    config = dataclasses.replace(load_config(workdir), mesh=sharding.MeshConfig())
+    config = load_config(workdir)
     if weights == "ema" and config.train.ema_decay is None:
         raise ConfigError(f"{workdir} keeps no average of its weights (train.ema_decay None); ask for the raw ones")
     if config.task != "tokenizer":
@@ -113,11 +123,10 @@ def open_workdir(workdir: Path, weights: Literal["ema", "raw"] | None = None) ->
             f"{workdir} has no folder 'frozen', which holds the teacher's weights: its run is still "
             "training the teacher, or it was copied without it"
         )
-    # The moments and the discriminator are as large as the model, and nothing here reads them.
-    state = job.load_state(config, workdir)
-    siglip = state.frozen["siglip"]
-    tree = {"params": state.params if weights == "raw" else state.averaged, "codebooks": state.codebooks}
+    saved, siglip = Checkpoints(workdir, read_only=True).restore_fields(_FIELDS), load_frozen(workdir)["siglip"]
+    params = saved["params"] if weights == "raw" or not saved["ema"] else saved["ema"]
+    tree = {"params": params, "codebooks": saved["codebooks"]}
     tree |= {name: siglip[name] for name in ("text", "logit_scale", "logit_bias")}
     named = with_kept_text_tokenizer(config, workdir).text_tokenizer
     words = _own_text_tokenizer(named, config.model.siglip)
-    return Pretrained(config.name, int(state.step), config.model, tree, words)
+    return Pretrained(config.name, int(saved["step"]), config.model, tree, words)

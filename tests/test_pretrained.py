@@ -1,11 +1,18 @@
 """`load` opens every kind of trained tokenizer, and each says the same."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
+from conftest import tiny_config
 from released_record import CONFIG, channels_last, load, weights
 from test_text import gemma, train_spiece  # noqa: F401  a fixture
 
 import dualtoken_jax
+from dualtoken_jax import job
+from dualtoken_jax.checkpoint import load_config
+from dualtoken_jax.config import ConfigError
 from dualtoken_jax.interop import released
 from dualtoken_jax.interop.huggingface import Export, write_export
 from dualtoken_jax.interop.output import write_json, write_safetensors
@@ -65,6 +72,24 @@ def test_a_text_tokenizer_that_is_lost_can_be_given(tmp_path):
     assert open_pretrained(tmp_path).text_tokenizer is None
     given = open_pretrained(tmp_path, text_tokenizer=tmp_path / "elsewhere.model").text_tokenizer
     assert given.encode(["a red circle"]).max() < 100
+
+
+def test_training_goes_on_from_a_released_checkpoint(released_folder):
+    config = dataclasses.replace(tiny_config(), model=CONFIG, init_path=str(released_folder))
+    begin, tree = job.earlier_stage(config), released.import_released(weights("model"), CONFIG)
+    for name in ("params", "codebooks", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, begin[name], tree["params" if name == "ema" else name])
+    other = dataclasses.replace(config, model=dataclasses.replace(CONFIG, shortcut_layer=None))
+    with pytest.raises(ConfigError, match=r"(?s)holds another model.*params.pixel.shortcut.*expected none"):
+        job.earlier_stage(other)
+
+
+def test_training_goes_on_from_a_workdir(tokenizer_workdir):
+    config = load_config(tokenizer_workdir)
+    begin = job.earlier_stage(dataclasses.replace(config, init_path=str(tokenizer_workdir)))
+    state = job.load_state(config, tokenizer_workdir)
+    for name in ("params", "codebooks", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, begin[name], getattr(state, name))
 
 
 @pytest.mark.parametrize("path", ["nowhere", "nowhere.pt"])

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 StateDict = dict[str, np.ndarray]
@@ -130,6 +131,19 @@ def mismatches(table: list[Entry], tensors: StateDict, shapes: Any) -> list[str]
         elif entry.paths in originals and not np.array_equal(tensors[originals[entry.paths]], tensors[entry.name]):
             wrong.append(f"not shared: {entry.name} differs from {originals[entry.paths]}")
     return sorted(wrong)
+
+
+def shape_differences(tree: dict, shapes: dict) -> list[str]:
+    """One line for every leaf that one of two nested dicts lacks, or that has another shape there."""
+    found, wanted = (
+        {jax.tree_util.keystr(path, simple=True, separator="."): np.shape(leaf) for path, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (tree, shapes))
+    )
+    return [
+        f"{name}: {found.get(name, 'missing')}, expected {wanted.get(name, 'none')}"
+        for name in sorted(found | wanted)
+        if found.get(name) != wanted.get(name)
+    ][:_MAX_LISTED]
 
 
 def _zeros(shapes):
