@@ -81,7 +81,7 @@ def _start(task):
         jax.random.key(0),
         codebooks=tree["codebooks"] | {"noted": EMPTY},
         discriminator=critic,
-        discriminator_optimizer=task.discriminator_optimizer.init(critic),
+        discriminator_optimizer=task.adversary.optimizer.init(critic),
         frozen={"siglip": released.import_siglip(weights("teacher"), CONFIG.siglip)},
     )
 
@@ -95,8 +95,8 @@ def _noting(model, codebooks, *arguments):
 
 def _observe(task, state, images, noted):
     """What the record holds and a step does not report, from the state before it."""
-    model, critic = bind(task.graphdef, state.params), bind(task.discriminator, state.discriminator)
-    teacher = bind(task.siglip, state.frozen["siglip"])
+    model, critic = bind(task.graphdef, state.params), bind(task.adversary.graphdef, state.discriminator)
+    teacher = task.frozen.siglip(state.frozen)
     last = model.vision.encoder(noted["hidden"], CONFIG.semantic_layer)
     taught = teacher.vision.encoder(teacher.vision.embed(images))
     real, fake = jnp.split(critic(jnp.concatenate([images, noted["images"]])), 2)

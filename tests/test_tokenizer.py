@@ -188,8 +188,8 @@ def test_the_gram_term_costs_no_second_forward_pass(network):
         task = make_task(_with(config, perceptual_network=network, gram=gram))
 
         def terms(frozen, images, fake, task=task):
-            teacher = task._teach(frozen, images)
-            values, pullback = task._perceptual(frozen, fake, images, teacher, jnp.ones(ROWS))
+            teacher = task.frozen.teach(frozen, images)
+            values, pullback = task.frozen.perceptual(frozen, fake, images, teacher, jnp.ones(ROWS))
             return values, pullback({name: 1.0 for name in values})
 
         images = jax.ShapeDtypeStruct((ROWS, 16, 16, 3), "float32")
@@ -204,14 +204,14 @@ def test_the_step_s_gradient_is_that_of_the_loss_as_METHOD_writes_it():
     task, state = _start(config)
     batch = _batch()
     images, loss = normalise(jnp.asarray(batch["image"])), config.loss
-    teacher = task._teach(state.frozen, images)
+    teacher = task.frozen.teach(state.frozen, images)
     _, _, metrics = _step(config, batch)
-    critic = bind(task.discriminator, state.discriminator)
+    critic = bind(task.adversary.graphdef, state.discriminator)
 
     def written_out(params, w):
         out, _ = forward(bind(task.graphdef, params), state.codebooks, images, jax.random.key(0))
         mean, x = jnp.mean, out.reconstruction
-        shallow = task._shallow(state.frozen, x)
+        shallow = task.frozen.shallow(state.frozen, x)
         perceptual = mean(losses.feature_distance(shallow, teacher.shallow))
         total = 5 * (mean((out.hidden - teacher.hidden) ** 2) - mean(losses.cosine(out.hidden, teacher.hidden)))
         total += mean((out.pooled - teacher.pooled) ** 2) - mean(losses.cosine(out.pooled, teacher.pooled))

@@ -107,7 +107,7 @@ def both(config: Config):
     shapes = module_shapes(Discriminator, config.discriminator)
     params = doubled(to_tree(discriminator_table(), tensors, shapes, "the test's discriminator"))
     task = tokenizer.Tokenizer(config)
-    rest = {"discriminator": params, "discriminator_optimizer": task.discriminator_optimizer.init(params)}
+    rest = {"discriminator": params, "discriminator_optimizer": task.adversary.optimizer.init(params)}
     rest |= {"codebooks": doubled(tree["codebooks"]), "frozen": {"siglip": doubled(siglip)}}
     state = new_state(doubled(tree["params"]), task.optimizer, config.train, jax.random.key(0), **rest)
 

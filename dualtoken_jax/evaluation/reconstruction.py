@@ -49,7 +49,7 @@ def _compiled_look(task: Tokenizer, mesh: Mesh):
 
 def _look(task: Tokenizer, state, images: jax.Array) -> dict:
     images, model = normalise(images), bind(task.graphdef, state.averaged)
-    teacher = bind(task.siglip, state.frozen["siglip"]).vision
+    teacher = task.frozen.siglip(state.frozen).vision
     outputs, _ = forward(model, state.codebooks, images)
     features = [teacher.encoder(teacher.embed(images), 0, task.config.model.semantic_layer)]
     features += [outputs.hidden] if task.semantic else []

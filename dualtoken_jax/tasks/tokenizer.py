@@ -2,43 +2,25 @@
 
 import dataclasses
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from dualtoken_jax import losses
-from dualtoken_jax.config import SHALLOW, Config
+from dualtoken_jax.config import Config
 from dualtoken_jax.evaluation import metrics
 from dualtoken_jax.models import bind, definition, init_params
-from dualtoken_jax.models.discriminator import Discriminator
 from dualtoken_jax.models.dualtoken import DualToken, forward
 from dualtoken_jax.models.quantizer import init_codebook, quantize
-from dualtoken_jax.models.siglip import Siglip
-from dualtoken_jax.models.vgg import Lpips
-from dualtoken_jax.optimizer import (
-    FreezeConfig,
-    discriminator_schedule,
-    make_optimizer,
-    scaled,
-    schedule,
-    trainable,
-    update_scales,
-)
+from dualtoken_jax.optimizer import FreezeConfig, make_optimizer, scaled, schedule, trainable, update_scales
+from dualtoken_jax.tasks.adversary import Adversary
+from dualtoken_jax.tasks.frozen import FrozenNetworks
 from dualtoken_jax.tasks.state import TrainState, all_finite, guarded, moving_average, new_state, normalise
 
 TERMS = (
     "hidden_mse hidden_cosine pooled_mse pooled_cosine commitment_pixel commitment_semantic mse perceptual gram".split()
 )
-
-
-class Teaching(NamedTuple):
-    """What the frozen teacher says of a batch."""
-
-    shallow: list[jax.Array]  # h_1 … h_SHALLOW [B, N, C]; empty where LPIPS is used
-    hidden: jax.Array  # t at the semantic layer [B, N, C] float32
-    pooled: jax.Array  # t_p [B, C] float32
 
 
 class Tokenizer:
@@ -47,17 +29,12 @@ class Tokenizer:
     def __init__(self, config: Config):
         self.config, self.loss = config, config.loss
         self.make = lambda rngs: DualToken(config.model, rngs)
-        self.make_discriminator = lambda rngs: Discriminator(config.discriminator, rngs)
         self.graphdef = definition(self.make)
-        self.siglip = definition(lambda rngs: Siglip(config.model.siglip, rngs))
-        self.lpips = definition(lambda rngs: Lpips(rngs=rngs, compute_dtype=jnp.dtype(config.model.siglip.dtype)))
+        self.frozen = FrozenNetworks(config)
         self.semantic = "semantic" in config.model.branches
-        self.adversarial = config.loss.adversarial and config.model.reconstructs
-        self.discriminator = definition(self.make_discriminator) if self.adversarial else None
+        self.adversary = Adversary(config) if config.loss.adversarial and config.model.reconstructs else None
         self.rate = schedule(config.optimizer, config.train.steps)
         self.optimizer = make_optimizer(config.optimizer, self.rate)
-        rate = discriminator_schedule(config.discriminator_optimizer, config.train.steps)
-        self.discriminator_optimizer = make_optimizer(config.discriminator_optimizer, rate)
 
     def init_state(self, key: jax.Array, frozen: dict) -> TrainState:
         """A state at step 0 whose vision tower is a copy of the teacher's, `frozen['siglip']['vision']`."""
@@ -68,11 +45,7 @@ class Tokenizer:
             branch: init_codebook(self.config.model.quantizer(branch), jax.random.fold_in(codebook_key, i))
             for i, branch in enumerate(self.config.model.branches)
         }
-        rest = {}
-        if self.adversarial:
-            discriminator = init_params(self.make_discriminator, discriminator_key)
-            rest["discriminator"] = discriminator
-            rest["discriminator_optimizer"] = self.discriminator_optimizer.init(discriminator)
+        rest = self.adversary.init(discriminator_key) if self.adversary else {}
         rest |= {"codebooks": codebooks, "frozen": frozen}
         return new_state(params, self.optimizer, self.config.train, key, **rest)
 
@@ -99,14 +72,14 @@ class Tokenizer:
 
         outputs, pullback, (features, codebooks) = jax.vjp(run, state.params, has_aux=True)
         reconstruction, *semantic = outputs
-        teacher = self._teach(state.frozen, images)
+        teacher = self.frozen.teach(state.frozen, images)
         terms, semantic_gradients = self._semantic_terms(teacher, weight, semantic)
-        image_terms, image_gradient, adversary = self._image_terms(
+        image_terms, image_gradient, judged = self._image_terms(
             state, images, weight, teacher, reconstruction, features
         )
         (gradients,) = pullback((image_gradient, *semantic_gradients))
 
-        new, norm = self._apply(state, gradients, codebooks, adversary)
+        new, norm = self._apply(state, gradients, codebooks, judged)
         terms |= image_terms | {"gradient_norm": norm, "learning_rate": self.rate(state.step)}
         terms["loss"] = sum(getattr(self.loss, name) * terms[name] for name in TERMS if name in terms)
         if "generator" in terms:
@@ -142,23 +115,21 @@ class Tokenizer:
 
         error = lambda x: jnp.average(losses.squared_error(x, images), weights=weight)  # noqa: E731
         mse, mse_gradient = jax.value_and_grad(error)(reconstruction)
-        perceptual, pullback = self._perceptual(state.frozen, reconstruction, images, teacher, weight)
+        perceptual, pullback = self.frozen.perceptual(state.frozen, reconstruction, images, teacher, weight)
         terms = {"mse": mse} | perceptual
         weights = {name: getattr(loss, name) for name in perceptual}
-        if not self.adversarial:
+        if not self.adversary:
             return terms, loss.mse * mse_gradient + pullback(weights), None
         # w balances without the weights, and without Gram: a backward pass for each, of one forward pass.
         perceptual_gradient = pullback({"perceptual": 1.0})
         gradient = loss.mse * mse_gradient + loss.perceptual * perceptual_gradient
         if loss.gram > 0:
             gradient += pullback({"gram": loss.gram})
-        on = state.step >= loss.discriminator_start
-        adversary = jax.lax.cond(on, self._adversary, self._no_adversary, state, images, reconstruction)
-        generator_loss, generator_gradient, discriminator_loss = adversary[:3]
-        w = self._generator_weight(state.params, features, mse_gradient + perceptual_gradient, generator_gradient)
-        w = jnp.where(on, w, 0.0)
-        terms |= {"generator": generator_loss, "generator_weight": w, "discriminator": discriminator_loss}
-        return terms, gradient + loss.generator * w * generator_gradient, adversary[3:]
+        judged = self.adversary.judge(state, images, reconstruction)
+        w = self._generator_weight(state.params, features, mse_gradient + perceptual_gradient, judged.gradient)
+        w = jnp.where(self.adversary.is_on(state), w, 0.0)
+        terms |= {"generator": judged.generator_loss, "generator_weight": w, "discriminator": judged.loss}
+        return terms, gradient + loss.generator * w * judged.gradient, judged
 
     def _generator_weight(self, params, features, reconstruction_gradient, generator_gradient):
         """w from gradients at the last layer's kernel alone: both come from gradients at x̂ and that layer's input."""
@@ -174,59 +145,7 @@ class Tokenizer:
         _, pullback = jax.vjp(last, params["decoder"][layer]["kernel"])
         return losses.adaptive_weight(pullback(reconstruction_gradient)[0], pullback(generator_gradient)[0])
 
-    def _perceptual(self, frozen, reconstruction, images, teacher, weight):
-        """LPIPS, or the same on the teacher's first layers, and the Gram term of the same features.
-
-        Returns the terms and a function from their weights to the weighted sum's gradient at x̂.
-        """
-        if not self.loss.perceives:
-            return {"perceptual": jnp.float32(0.0)}, lambda weights: jnp.zeros_like(reconstruction)
-        if self.loss.perceptual_network == "lpips":
-            lpips = bind(self.lpips, frozen["lpips"])
-            features, target, distance = lpips.taps, lpips.taps(images), lpips.distance
-        else:
-            features, target, distance = partial(self._shallow, frozen), teacher.shallow, losses.feature_distance
-
-        def terms(x):
-            found = features(x)
-            values = {"perceptual": distance(found, target)}
-            if self.loss.gram > 0:
-                values["gram"] = losses.gram_distance(found, target)
-            return {name: jnp.average(value, weights=weight) for name, value in values.items()}
-
-        values, pullback = jax.vjp(terms, reconstruction)
-        return values, lambda weights: pullback({name: jnp.float32(weights.get(name, 0.0)) for name in values})[0]
-
-    def _shallow(self, frozen, images):
-        """h_1 … h_SHALLOW of the teacher, each [B, N, C]."""
-        vision = bind(self.siglip, frozen["siglip"]).vision
-        hidden = [vision.embed(images)]
-        for layer in range(SHALLOW):
-            hidden.append(vision.encoder(hidden[-1], layer, layer + 1))
-        return hidden[1:]
-
-    def _adversary(self, state, images, fake):
-        """Generator loss with its gradient at x̂, and the discriminator after one step."""
-        judge = lambda params, x: bind(self.discriminator, params)(x)  # noqa: E731
-        generator_loss, gradient = jax.value_and_grad(lambda x: -judge(state.discriminator, x).mean())(fake)
-        settled = state.step >= self.loss.discriminator_settled
-        scale = jnp.where(settled, 0.75, 1.0)
-
-        def discriminator_loss(params):
-            loss = losses.discriminator_loss(judge(params, images), judge(params, fake), self.loss.discriminator)
-            return scale * loss, loss
-
-        (_, loss), gradients = jax.value_and_grad(discriminator_loss, has_aux=True)(state.discriminator)
-        updates, optimizer = self.discriminator_optimizer.update(
-            gradients, state.discriminator_optimizer, state.discriminator
-        )
-        return generator_loss, gradient, loss, optax.apply_updates(state.discriminator, updates), optimizer
-
-    def _no_adversary(self, state, images, fake):
-        zero = jnp.float32(0.0)
-        return zero, jnp.zeros_like(fake), zero, state.discriminator, state.discriminator_optimizer
-
-    def _apply(self, state, gradients, codebooks, adversary):
+    def _apply(self, state, gradients, codebooks, judged):
         """The state after this step's updates, and the norm of the gradients."""
         masks = trainable(state.params, self.freezable(self.config.freeze, state.params))
         gradients = scaled(gradients, masks)
@@ -235,23 +154,14 @@ class Tokenizer:
         params = optax.apply_updates(state.params, updates)
         ema = moving_average(state.ema, params, self.config.train.ema_decay)
         new = state.replace(params=params, optimizer=optimizer, ema=ema, codebooks=codebooks)
-        if adversary is not None:
-            new = new.replace(discriminator=adversary[0], discriminator_optimizer=adversary[1])
+        if judged is not None:
+            new = new.replace(discriminator=judged.discriminator, discriminator_optimizer=judged.optimizer)
         return new, optax.global_norm(gradients)
 
     def freezable(self, freeze: FreezeConfig, params: dict) -> FreezeConfig:
         """`freeze` without the branches that have no projections: they have a codebook to freeze, and no parameter."""
         empty = set(self.config.model.branches) - set(params)
         return dataclasses.replace(freeze, modules=tuple(name for name in freeze.modules if name not in empty))
-
-    def _teach(self, frozen, images) -> Teaching:
-        vision, layer = bind(self.siglip, frozen["siglip"]).vision, self.config.model.semantic_layer
-        shallow, start, hidden = [], 0, vision.embed(images)
-        if self.loss.perceptual_network == "teacher":
-            shallow, start = self._shallow(frozen, images), SHALLOW
-            hidden = shallow[-1]
-        hidden = vision.encoder(hidden, start, layer)
-        return Teaching(shallow, hidden.astype(jnp.float32), vision.pool(vision.encoder(hidden, layer)))
 
     def eval_step(self, state: TrainState, batch: dict[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
         """What an evaluation collects from a batch.
@@ -266,9 +176,9 @@ class Tokenizer:
           'reconstruction', the teacher's view of x̂.
         """
         images, weight = normalise(batch["image"]), batch["weight"]
-        model, siglip = bind(self.graphdef, state.averaged), bind(self.siglip, state.frozen["siglip"])
+        model, siglip = bind(self.graphdef, state.averaged), self.frozen.siglip(state.frozen)
         outputs, _ = forward(model, state.codebooks, images)
-        teacher = self._teach(state.frozen, images)
+        teacher = self.frozen.teach(state.frozen, images)
         values = {
             "cosine_hidden": losses.cosine(outputs.hidden.astype(jnp.float32), teacher.hidden),
             "cosine_pooled": losses.cosine(outputs.pooled, teacher.pooled),
@@ -301,4 +211,4 @@ class Tokenizer:
 
     def embed_text(self, state: TrainState, ids: jax.Array) -> jax.Array:
         """Text embeddings [n, C] of token ids [n, T], by the frozen text tower."""
-        return bind(self.siglip, state.frozen["siglip"]).text(ids)
+        return self.frozen.siglip(state.frozen).text(ids)
