@@ -201,6 +201,4 @@ def load_config(workdir: Path) -> Config:
         values = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise ConfigError(f"{file} is damaged: {error}; restore it, or use another --workdir") from error
-    if "tokenizer" in values:  # the field's first name; runs of that time are opened and resumed all the same
-        values["text_tokenizer"] = values.pop("tokenizer")
     return config_lib.from_dict(values)

@@ -1,7 +1,6 @@
 """A published SigLIP as the teacher, with its tokenizer: what reaches the run, what the workdir keeps, the errors."""
 
 import dataclasses
-import json
 import shutil
 
 import jax
@@ -13,8 +12,8 @@ from test_text import gemma, spiece  # noqa: F401  fixtures
 
 import dualtoken_jax
 from dualtoken_jax import job
-from dualtoken_jax.checkpoint import claim_workdir, load_config, load_frozen
-from dualtoken_jax.config import ConfigError, to_json
+from dualtoken_jax.checkpoint import claim_workdir, load_frozen
+from dualtoken_jax.config import ConfigError
 from dualtoken_jax.config_checks import check
 from dualtoken_jax.data.text import open_text_tokenizer
 from dualtoken_jax.text_tokenizer_copy import keep_text_tokenizer, with_kept_text_tokenizer
@@ -84,13 +83,6 @@ def test_the_workdir_keeps_the_tokenizer_and_needs_the_original_no_more(teacher,
         FileNotFoundError, match="text_tokenizer: there is no file or folder .*published; SigLIP's spiece"
     ):
         job.preflight(config, tmp_path / "another run")
-
-
-def test_a_config_from_before_the_text_tokenizer_had_its_name_is_read(teacher, tmp_path):
-    values = to_json(teacher[0])
-    values["tokenizer"] = values.pop("text_tokenizer")
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    assert load_config(tmp_path) == teacher[0]
 
 
 def start(config, workdir):

@@ -35,6 +35,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 def write_safetensors(file: Path, tensors: StateDict) -> None:
     """One file; PyTorch's libraries want to read in it that it is for them."""
     save_file(tensors, file, metadata={"format": "pt"})
+    file.chmod(0o644)  # the library lets its owner alone read it
 
 
 def write_shards(folder: Path, tensors: StateDict, max_bytes: int) -> None:
