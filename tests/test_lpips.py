@@ -128,6 +128,6 @@ def test_folders_without_weights_or_with_contradictory_ones_are_named(tmp_path):
         load_lpips(tmp_path, config=SMALL)
     with pytest.raises(FileNotFoundError, match="there is no weight file .*nowhere"):
         load_lpips(tmp_path / "nowhere")
-    damaged = saved(tmp_path / "vgg16-397923af.safetensors", small_tensors())
+    damaged = saved(tmp_path / "vgg16-397923af.npz", small_tensors())
     with pytest.raises(WeightFileError, match="its name says that it begins with 397923af"):
         load_lpips(damaged, config=SMALL)

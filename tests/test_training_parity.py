@@ -21,7 +21,7 @@ from dualtoken_jax.interop.name_table import to_state_dict  # noqa: E402
 from dualtoken_jax.interop.released_names import discriminator_table, model_table  # noqa: E402
 from dualtoken_jax.models import quantizer  # noqa: E402
 from dualtoken_jax.models.quantizer import quantize_and_update  # noqa: E402
-from dualtoken_jax.tasks import tokenizer  # noqa: E402
+from dualtoken_jax.tasks import adversary, tokenizer  # noqa: E402
 
 TOLERANCE = 1e-8  # float64; measured: 1.1e-9, of a parameter
 UPDATES = ("per_depth", "per_step", "per_step_aliased")
@@ -33,8 +33,8 @@ def float64(monkeypatch):
     monkeypatch.setattr(jnp, "float32", jnp.float64)
     monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
     monkeypatch.setattr(quantizer, "_draw", first_draws)
-    for name in ("schedule", "discriminator_schedule"):
-        monkeypatch.setattr(tokenizer, name, exact(getattr(tokenizer, name)))
+    for module, name in ((tokenizer, "schedule"), (adversary, "discriminator_schedule")):
+        monkeypatch.setattr(module, name, exact(getattr(module, name)))
     with jax.enable_x64(True):
         yield
 
