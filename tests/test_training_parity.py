@@ -10,32 +10,27 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from float64 import float64  # noqa: E402
 from released_record import ERRORS, first_draws, jit  # noqa: E402
 from torch_codebooks import quantize_and_update as torch_quantize  # noqa: E402
 from torch_step import train_step  # noqa: E402
 from torch_twin import TorchQuantizer, namespace  # noqa: E402
-from training_twins import CODES, CONVOLUTIONAL, ROWS, STEPS, attention, both, exact, recipe, vocabulary  # noqa: E402
+from training_twins import CODES, CONVOLUTIONAL, ROWS, STEPS, both, recipe, vocabulary  # noqa: E402
 
 from dualtoken_jax.config import Config  # noqa: E402
 from dualtoken_jax.interop.name_table import to_state_dict  # noqa: E402
 from dualtoken_jax.interop.released_names import discriminator_table, model_table  # noqa: E402
 from dualtoken_jax.models import quantizer  # noqa: E402
 from dualtoken_jax.models.quantizer import quantize_and_update  # noqa: E402
-from dualtoken_jax.tasks import adversary, tokenizer  # noqa: E402
 
 TOLERANCE = 1e-8  # float64; measured: 1.1e-9, of a parameter
 UPDATES = ("per_depth", "per_step", "per_step_aliased")
 
 
 @pytest.fixture(autouse=True)
-def float64(monkeypatch):
-    """Our code asks for float32 by this one name, so that is where it gets float64; jax's attention cannot be asked."""
-    monkeypatch.setattr(jnp, "float32", jnp.float64)
-    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+def in_float64(monkeypatch):
     monkeypatch.setattr(quantizer, "_draw", first_draws)
-    for module, name in ((tokenizer, "schedule"), (adversary, "discriminator_schedule")):
-        monkeypatch.setattr(module, name, exact(getattr(module, name)))
-    with jax.enable_x64(True):
+    with float64():
         yield
 
 

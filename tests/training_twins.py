@@ -3,12 +3,12 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch_packages
 
 torch = torch_packages.imported("torch")
 
+from float64 import doubled  # noqa: E402
 from torch_discriminator import Discriminator as TorchDiscriminator  # noqa: E402
 from torch_step import Trainer  # noqa: E402
 from torch_twin import random_tree, torch_twin  # noqa: E402
@@ -33,22 +33,6 @@ TRANSFORMER = DecoderConfig(kind="transformer", width=24, depth=1, heads=2)
 CONVOLUTIONAL = DecoderConfig(
     channels=8, multipliers=(1, 2), residual_blocks=1, latent_grid=8, attention_grids=(8,), groups=4
 )
-
-
-def exact(schedule):
-    """That schedule in float64: of an int32 step it makes float32."""
-    return lambda config, steps: lambda step: schedule(config, steps)(jnp.asarray(step, jnp.float64))
-
-
-def attention(query, key, value, is_causal=False):
-    """jax.nn's over [B, N, heads, head_dim], whose softmax is float32 whatever it is given."""
-    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5
-    seen = jnp.tril(jnp.ones(logits.shape[-2:], bool)) if is_causal else True
-    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(jnp.where(seen, logits, -jnp.inf)), value)
-
-
-def doubled(tree):
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)
 
 
 def vocabulary(update: str, shared: bool, depth: int, threshold: float | None) -> QuantizerConfig:
