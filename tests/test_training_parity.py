@@ -23,7 +23,7 @@ from dualtoken_jax.interop.released_names import discriminator_table, model_tabl
 from dualtoken_jax.models import quantizer  # noqa: E402
 from dualtoken_jax.models.quantizer import quantize_and_update  # noqa: E402
 
-TOLERANCE = 1e-8  # float64; measured: 1.1e-9, of a parameter
+TOLERANCE = 1e-8  # float64; measured: 1.2e-9, of a parameter
 UPDATES = ("per_depth", "per_step", "per_step_aliased")
 
 
