@@ -253,7 +253,7 @@ def test_a_non_finite_step_changes_no_weight_moment_or_codebook():
     assert (int(recovered.consecutive_skips), int(recovered.total_skips)) == (0, 1)
 
 
-@pytest.mark.parametrize(("fsdp", "tensor"), [(1, 1), (8, 1), pytest.param(2, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("fsdp", "tensor"), [(1, 1), (8, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_sharded_equals_unsharded(fsdp, tensor, monkeypatch):
     monkeypatch.setattr(sharding, "_SMALL", 64)  # so that tiny arrays are split at all
     config = _with(tiny_config(), generator=0.75, discriminator_start=0)
@@ -269,6 +269,11 @@ def test_sharded_equals_unsharded(fsdp, tensor, monkeypatch):
         np.testing.assert_allclose(metrics[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
     for a, b in zip(jax.tree.leaves(alone.codebooks), jax.tree.leaves(new.codebooks), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_mesh_that_gives_other_results_is_refused():
+    with pytest.raises(ValueError, match="mesh.fsdp 2 and mesh.tensor 2 together give other results"):
+        sharding.make_mesh(MeshConfig(2, 2))
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
