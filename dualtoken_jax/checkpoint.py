@@ -63,9 +63,7 @@ class Checkpoints:
 
     def restore(self, like: TrainState) -> tuple[TrainState, int]:
         """The newest state, placed as `like` (of ShapeDtypeStructs with shardings), and the data position."""
-        step = self.latest
-        if step is None:
-            raise CheckpointError(f"{self.workdir} holds no finished checkpoint; train first")
+        step = self._newest()
         template = serialization.to_state_dict(like.replace(frozen={}))
         items = ocp.args.Composite(state=ocp.args.StandardRestore(template), data=ocp.args.JsonRestore())
         try:
@@ -80,9 +78,7 @@ class Checkpoints:
 
     def restore_fields(self, names: tuple[str, ...]) -> dict:
         """Some fields of the newest state as nested dicts of host arrays; what else is saved is not read."""
-        step = self.latest
-        if step is None:
-            raise CheckpointError(f"{self.workdir} holds no finished checkpoint; train first")
+        step = self._newest()
         path = epath.Path(self.workdir) / "checkpoints" / str(step) / "state"
         saved = ocp.PyTreeCheckpointHandler().metadata(path).tree
         wanted = _on_one_device({name: saved[name] for name in names})
@@ -92,6 +88,11 @@ class Checkpoints:
                 path, args=ocp.args.PyTreeRestore(item=wanted, restore_args=places, partial_restore=True)
             )
         return {name: jax.tree.map(np.asarray, found[name]) for name in names}
+
+    def _newest(self) -> int:
+        if self.latest is None:
+            raise CheckpointError(f"{self.workdir} holds no finished checkpoint; train first")
+        return self.latest
 
     def wait(self) -> None:
         """Blocks until every started write is committed; raises CheckpointError when one failed."""

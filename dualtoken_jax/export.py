@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"--{flag} is of --format={of}, not of {flags.format}")
     try:
         export(flags)
-    except (*job.EXPECTED_ERRORS, OSError) as error:
+    except job.EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
     print(f"{flags.workdir} → {flags.output} ({flags.format})")
 

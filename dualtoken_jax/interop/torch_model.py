@@ -280,6 +280,7 @@ class Quantizer(nn.Module):
         return self.codebooks[depth % len(self.codebooks)].embedding
 
     def forward(self, z: Tensor) -> Quantized:
+        """Vectors [B, N, channels] through the codebooks, in their own precision."""
         z = z.to(self.embedding(0).dtype)
         if self.normalise:
             z = unit(z.unflatten(-1, (-1, self.width))).flatten(-2)
