@@ -12,23 +12,38 @@ not with its default "border".
 
 import argparse
 import dataclasses
+import os
+import sys
+import typing
 from collections import Counter
 
-import fsspec
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from dualtoken_jax.data.manifest import Manifest, Shard, checksum_of, join, read_manifest, write_manifest
-from dualtoken_jax.data.prepare import filter_rules, workers
+from dualtoken_jax.data.manifest import Manifest, Shard, read_manifest, write_manifest
+from dualtoken_jax.data.prepare import workers
 from dualtoken_jax.data.prepare.filter_rules import SYNONYMS, Rules
+from dualtoken_jax.data.prepare.filter_shard import ShardFilter
 from dualtoken_jax.data.prepare.ledger import Ledger
-from dualtoken_jax.data.storage import Storage
-from dualtoken_jax.data.tar_index import index_bytes, read_index
+from dualtoken_jax.data.storage import is_remote
+from dualtoken_jax.flags import positive
 
 
-def filter_dataset(dataset: str, output: str, rules: Rules, columns: dict[str, str], count: int = 1) -> Manifest:
-    """Writes the manifest of what the rules leave to `output`, in `count` processes, and returns it.
+def main(arguments: list[str] | None = None) -> None:
+    """Flags → filtered dataset; prints what was dropped and why."""
+    parser = _parser()
+    flags = parser.parse_args(arguments)
+    columns = dict(pair.split("=", 1) for pair in flags.column if "=" in pair)
+    if len(columns) < len(flags.column) or not set(columns) <= set(SYNONYMS):
+        parser.error(f"--column takes NAME=COLUMN, with NAME one of {', '.join(SYNONYMS)}; got {flags.column}")
+    given = {field.name: vars(flags)[field.name] for field in dataclasses.fields(Rules) if field.name in vars(flags)}
+    rules = Rules(**given, drop_unsafe=flags.unsafe == "drop", keep_unscored=flags.unscored == "keep")
+    try:
+        filtered = filter_dataset(flags.dataset, flags.output, rules, columns, flags.workers)
+    except (OSError, ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    print(table(filtered))
+
+
+def filter_dataset(dataset: str, output: str, rules: Rules, columns: dict[str, str], processes: int = 1) -> Manifest:
+    """Writes the manifest of what the rules leave to `output`, a new folder, and returns it.
 
     Raises:
       FileNotFoundError: there is no manifest, or no parquet file beside a tar shard.
@@ -42,84 +57,77 @@ def filter_dataset(dataset: str, output: str, rules: Rules, columns: dict[str, s
             f"{dataset} consists of ArrayRecord shards, which have no metadata to filter by: filter the tar or Parquet "
             "shards that they were converted from, and convert what is left"
         )
+    root = manifest.root or dataset
+    root = root if is_remote(root) else os.path.abspath(root)
     ledger = Ledger(output)
     ledger.begin({"filter": manifest.fingerprint, "rules": dataclasses.asdict(rules), "columns": columns})
-    root = manifest.root or dataset
-    job = ShardFilter(manifest.kind, dataset, root, output, rules, columns)
-    done = ledger.done()
-    workers.run(job, [item for item in enumerate(manifest.shards) if item[0] not in done], count)
+    job, done = ShardFilter(manifest.kind, dataset, root, output, rules, columns), ledger.done()
+    workers.run(job, [item for item in enumerate(manifest.shards) if item[0] not in done], processes)
     filtered = _conclude(manifest, root, rules, ledger.done())
     write_manifest(output, filtered)
     ledger.close()
     return filtered
 
 
-@dataclasses.dataclass(frozen=True)
-class ShardFilter:
-    """Filters one shard; picklable, and small: it travels with every shard."""
-
-    kind: str
-    dataset: str  # folder or URL of the manifest
-    root: str  # of the shards
-    output: str
-    rules: Rules
-    columns: dict[str, str]
-
-    def __call__(self, item: tuple[int, Shard]) -> None:
-        """Writes the new index of shard number item[0] and enters it in the ledger."""
-        number, shard = item
-        old = self._old_index(shard)
-        kept, dropped = self._judge(join(self.root, shard.name), old)
-        data = index_bytes(old[kept])
-        name = f"index/{number:05d}.npy"
-        _write(join(self.output, name), data)
-        left = shard._replace(examples=int(kept.sum()), index=name, index_checksum=checksum_of(data))
-        Ledger(self.output).add(number, left, dropped)
-
-    def _old_index(self, shard: Shard) -> np.ndarray:
-        """Rows of the tar index; numbers of the rows of a Parquet shard."""
-        if not shard.index:
-            return np.arange(shard.examples)
-        path = join(self.dataset, shard.index)
-        data = Storage().read(path)
-        if checksum_of(data) != shard.index_checksum:
-            raise ValueError(f"{path} is not the index that the manifest names: make the dataset again")
-        return read_index(data)
-
-    def _judge(self, shard: str, old: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
-        path = shard if self.kind == "parquet" else shard.removesuffix(".tar") + ".parquet"
-        try:
-            with fsspec.open(path, "rb") as file:
-                parquet = pq.ParquetFile(file)
-                names = parquet.schema_arrow.names
-                wanted = filter_rules.columns_of(self.rules, names, self.columns)
-                if self.kind == "tar" and "key" not in names:
-                    raise ValueError(f"there is no column key to find the pictures by, but {', '.join(names)}")
-                key = ["key"] if self.kind == "tar" else []
-                table = parquet.read(columns=list(dict.fromkeys([*wanted.values(), *key])))
-            rows = _rows_of(table["key"], old["key"]) if self.kind == "tar" else old
-            return filter_rules.apply(self.rules, {what: table[name].take(rows) for what, name in wanted.items()})
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"there is no {path} with the metadata of {shard}: img2dataset writes it beside the shard"
-            ) from None
-        except (ValueError, pa.ArrowException) as error:
-            raise ValueError(f"{path}: {error}") from error
+def _conclude(manifest: Manifest, root: str, rules: Rules, done: dict[int, tuple[Shard, dict]]) -> Manifest:
+    dropped: Counter[str] = Counter()
+    for number in sorted(done):
+        dropped.update(done[number][1])
+    before = int(manifest.starts[-1])
+    shards = tuple(done[number][0] for number in sorted(done) if done[number][0].examples)
+    if not shards:
+        raise ValueError(f"the rules leave none of {before} examples; they drop {dict(dropped)}")
+    filtered = {"rules": dataclasses.asdict(rules), "before": before, "dropped": dict(dropped)}
+    if manifest.filtered:
+        filtered["earlier"] = manifest.filtered
+    return dataclasses.replace(manifest, shards=shards, root=root, filtered=filtered)
 
 
-def _rows_of(keys: pa.ChunkedArray, wanted: np.ndarray) -> np.ndarray:
-    """Where `wanted` (bytes [n]: keys of a tar shard, perhaps below a folder) stand among the parquet file's keys."""
-    keys = np.char.encode(keys.cast(pa.string()).to_numpy().astype(str), "utf-8")
-    names = np.array([key.rsplit(b"/", 1)[-1] for key in wanted.tolist()], wanted.dtype)
-    order = np.argsort(keys, kind="stable")
-    found = np.searchsorted(keys, names, sorter=order)
-    found = order[np.minimum(found, len(keys) - 1)] if len(keys) else np.zeros(len(names), int)
-    missing = names[keys[found] != names] if len(keys) else names
-    if len(missing):
-        raise ValueError(
-            f"{len(missing)} of {len(names)} pictures of the shard are not in it, such as {missing[0].decode()!r}: the "
-            "two files are of different downloads"
-        )
-    if len(np.unique(keys)) < len(keys):
-        raise ValueError("a key comes up twice in it")
-    return found
+def table(filtered: Manifest) -> str:
+    """What each rule dropped, for people. A row counts for the first rule that it fails, in this order."""
+    before, left = filtered.filtered["before"], int(filtered.starts[-1])
+    lines = [("examples before", before)]
+    lines += [(f"– {rule}", count) for rule, count in filtered.filtered["dropped"].items()]
+    lines += [("examples left", left)]
+    return "\n".join(f"{name:<32}{count:>14,}{count / max(before, 1):>8.1%}" for name, count in lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dualtoken_jax.data.prepare filter",
+        description=__doc__.split("\n\n", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="folder or URL with a manifest.json")
+    parser.add_argument("--output", required=True, help="folder or URL of the new manifest and indices")
+    for field in dataclasses.fields(Rules):
+        kinds = typing.get_args(field.type) or (field.type,)
+        if bool not in kinds:
+            parser.add_argument(f"--{field.name}", type=kinds[0], metavar="N", help=_HELP[field.name])
+    parser.add_argument("--unsafe", choices=("drop", "keep"), default="drop", help="rows tagged so; default: drop")
+    parser.add_argument(
+        "--unscored",
+        choices=("drop", "keep"),
+        default="drop",
+        help="rows that lack what a rule asks for; default: drop",
+    )
+    parser.add_argument(
+        "--column", action="append", default=[], metavar="NAME=COLUMN", help=f"NAME is one of {', '.join(SYNONYMS)}"
+    )
+    parser.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes; default: one per core")
+    return parser
+
+
+_HELP = {
+    "min_characters": "of the caption",
+    "max_characters": "of the caption",
+    "min_words": "of the caption, separated by white space: not for languages that are written without",
+    "min_side": "pixels of the shorter side, as stored",
+    "min_original_side": "pixels of the shorter side, before img2dataset made the picture smaller",
+    "max_aspect": "longer side / shorter side",
+    "min_similarity": "CLIP's, of picture and caption",
+    "max_punsafe": f"probability; default {Rules.max_punsafe:g}, LAION's recommendation",
+    "max_watermark": "probability; LAION recommends 0.8",
+    "min_aesthetic": "LAION's score, 1 … 10",
+}

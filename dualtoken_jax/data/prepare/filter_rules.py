@@ -91,8 +91,8 @@ def columns_of(rules: Rules, names: Sequence[str], chosen: Mapping[str, str]) ->
             )
     if rules.drop_unsafe and not {"nsfw", "punsafe"} & set(present):
         raise ValueError(
-            f"nothing tells which rows are unsafe: there is no column NSFW or punsafe, but {', '.join(names)}. Name one "
-            "by --column=nsfw=NAME or --column=punsafe=NAME; or say --unsafe=keep where the dataset's makers have "
+            f"nothing tells which rows are unsafe: there is no column NSFW or punsafe, but {', '.join(names)}. Name "
+            "one by --column=nsfw=NAME or --column=punsafe=NAME; or say --unsafe=keep where the dataset's makers have "
             "dropped unsafe pictures already, as those of DataComp have"
         )
     return present

@@ -35,9 +35,13 @@ class Ledger:
             self._write(_PLAN, plan)
         begun, plan = json.loads(files.cat_file(join(path, _PLAN))), json.loads(json.dumps(plan))
         changes = [f"{name} was {begun.get(name)!r} and is {plan.get(name)!r}" for name in begun | plan]
-        changes = [change for change, name in zip(changes, begun | plan, strict=True) if begun.get(name) != plan.get(name)]
+        changes = [
+            change for change, name in zip(changes, begun | plan, strict=True) if begun.get(name) != plan.get(name)
+        ]
         if changes:
-            raise ValueError(f"{self._folder} is of another preparation ({'; '.join(changes)}): go on with that, or remove it")
+            raise ValueError(
+                f"{self._folder} is of another preparation ({'; '.join(changes)}): go on with that, or remove it"
+            )
 
     def add(self, number: int, shard: Shard, notes: dict) -> None:
         """Shard `number` is in its place; `notes` are whatever else is to be known of it at the end."""
@@ -46,9 +50,13 @@ class Ledger:
     def done(self) -> dict[int, tuple[Shard, dict]]:
         """Every finished shard by its number, and its notes."""
         files, path = fsspec.core.url_to_fs(self._folder)
-        names = [name for name in files.ls(path, detail=False) if name.rsplit("/", 1)[1].removesuffix(".json").isdigit()]
+        names = [
+            name for name in files.ls(path, detail=False) if name.rsplit("/", 1)[1].removesuffix(".json").isdigit()
+        ]
         contents = files.cat(names) if names else {}  # all at once: object stores answer many requests side by side
-        entries = {int(name.rsplit("/", 1)[1].removesuffix(".json")): json.loads(data) for name, data in contents.items()}
+        entries = {
+            int(name.rsplit("/", 1)[1].removesuffix(".json")): json.loads(data) for name, data in contents.items()
+        }
         return {number: (Shard(*entry["shard"]), entry["notes"]) for number, entry in entries.items()}
 
     def close(self) -> None:
