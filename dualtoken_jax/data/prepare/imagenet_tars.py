@@ -15,6 +15,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 
+from dualtoken_jax.data.manifest import checksum_of
 from dualtoken_jax.data.sources import Example
 from dualtoken_jax.data.storage import Storage
 
@@ -30,6 +31,11 @@ class ImageNetTar:
         self._path, self._rows, self._storage = path, rows, Storage()
         self.class_names = class_names
         self._named = not any(_SYNSET.fullmatch(name) for name in class_names)
+
+    @property
+    def fingerprint(self) -> str:
+        """See Source; of where the pictures are, not of what they show."""
+        return checksum_of(self._rows.tobytes(), "\n".join(self.class_names).encode())
 
     def __len__(self) -> int:
         return len(self._rows)
