@@ -39,6 +39,14 @@ class Source(Protocol):
         ...
 
 
+def digest_of(names: Sequence[str]) -> str:
+    """A fingerprint of a list of names, for sources that are such a list."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in names:
+        digest.update(os.fsencode(name) + b"\0")  # no file name holds a zero byte
+    return digest.hexdigest()
+
+
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -55,6 +63,11 @@ class Files:
     def __init__(self, paths: Sequence[str | os.PathLike]) -> None:
         """Opens nothing."""
         self._paths = list(paths)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the paths as they were given, in their order."""
+        return digest_of([os.fspath(path) for path in self._paths])
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -121,6 +134,11 @@ class Folder:
         self._files = _split_files(found, split, eval_fraction)
         self._captioned = captioned
         self._labels = {name: label for label, name in enumerate(self.class_names)}
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the names of this split's files inside the folder, in their order."""
+        return digest_of(self._files)
 
     @property
     def has_captions(self) -> bool:
