@@ -13,10 +13,10 @@ import numpy as np
 from dualtoken_jax.data import images, order
 from dualtoken_jax.data.images import BadImage
 from dualtoken_jax.data.manifest import join
-from dualtoken_jax.data.prepare.inputs import Input, open_input
+from dualtoken_jax.data.prepare.inputs import Input, open_input, read_each
 from dualtoken_jax.data.prepare.ledger import Ledger
 from dualtoken_jax.data.records import Record, write_shard
-from dualtoken_jax.data.sources import Example, Source
+from dualtoken_jax.data.sources import Example
 from dualtoken_jax.data.storage import is_remote
 from dualtoken_jax.data.tar_index import MAX_CAPTION, MAX_KEY
 
@@ -52,24 +52,13 @@ class ShardWriter:
             group = positions[first : first + _GROUP]
             if self.shuffle_seed is not None:
                 group = order.epoch_and_index(group, size, self.shuffle_seed)[1]
-            for example in _read(source, group):
+            for example in read_each(source, group):
                 problem = _problem(example, self.drop_bad)
                 if problem:
                     left_out[problem] += 1
                 else:
                     key = example.origin.removeprefix(self.given.root).lstrip("/")
                     yield Record(example.image, example.caption, example.label, key[-MAX_KEY:])
-
-
-def _read(source: Source, indices: np.ndarray) -> Iterator[Example | BadImage]:
-    try:
-        yield from source.read(indices)
-    except BadImage as error:
-        if len(indices) == 1:
-            yield error
-        else:  # one by one, to lose only what is damaged
-            for index in indices:
-                yield from _read(source, np.array([index]))
 
 
 def _problem(example: Example | BadImage, decode: bool) -> str:

@@ -3,16 +3,18 @@
 import dataclasses
 import functools
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import fsspec
 import numpy as np
-from dualtoken_jax.data.shards import Shards
 
+from dualtoken_jax.data.images import BadImage
 from dualtoken_jax.data.manifest import FILE, join, read_manifest
 from dualtoken_jax.data.prepare import imagenet_tars
-from dualtoken_jax.data.sources import Folder, Source
+from dualtoken_jax.data.shards import Shards
+from dualtoken_jax.data.sources import Example, Folder, Source
 from dualtoken_jax.data.storage import Storage, is_remote
 
 
@@ -73,3 +75,15 @@ def imagenet_input(path: str, labels: str | None, names: str | None, index: str)
     with fsspec.open(index, "wb", auto_mkdir=True) as file:
         file.write(data.getvalue())
     return Input("imagenet", path, index=index, class_names=class_names)
+
+
+def read_each(source: Source, indices: np.ndarray) -> Iterator[Example | BadImage]:
+    """The examples at `indices` [n]; in the place of one that is damaged, how. Raises OSError where storage fails."""
+    try:
+        yield from source.read(indices)
+    except BadImage as error:
+        if len(indices) == 1:
+            yield error
+            return
+        for index in indices:  # one by one, to lose only what is damaged
+            yield from read_each(source, np.array([index]))
