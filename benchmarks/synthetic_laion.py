@@ -88,7 +88,7 @@ def rows_of(shard: int, rows: int, seed: int, corrupt: float) -> tuple[list[dict
     metas, images = [], []
     for i in np.argsort(np.arange(rows) + rng.random(rows) * _THREADS, kind="stable"):
         width, height = (int(side) for side in sizes[i])
-        image = _jpeg(scenes[i].image[:height, :width], bool(broken[i]))
+        image = _jpeg(scenes[i].image, (width, height), bool(broken[i]))
         meta = {name: column[i] for name, column in scores.items()}
         meta |= {"caption": _caption(scenes[i].caption, fates[i]), "url": f"https://example.com/{shard}/{i}.jpg"}
         meta |= {"key": f"{shard * ROWS + int(i):09d}"} | _outcome(fates[i], width, height, image)
@@ -124,9 +124,9 @@ def _caption(caption: str, fate: float) -> str:
     return {0: "", 1: "IMG_0042.JPG", 2: f"“{caption}” – ein Bild, 一幅画"}.get(oddity, caption)
 
 
-def _jpeg(pixels: np.ndarray, broken: bool) -> bytes:
+def _jpeg(pixels: np.ndarray, size: tuple[int, int], broken: bool) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=90)
+    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
     return file.getvalue()[:400] if broken else file.getvalue()
 
 

@@ -77,7 +77,8 @@ def _conclude(manifest: Manifest, root: str, rules: Rules, done: dict[int, tuple
     shards = tuple(done[number][0] for number in sorted(done) if done[number][0].examples)
     if not shards:
         raise ValueError(f"the rules leave none of {before} examples; they drop {dict(dropped)}")
-    filtered = {"rules": dataclasses.asdict(rules), "before": before, "dropped": dict(dropped)}
+    in_force = {name: value for name, value in dataclasses.asdict(rules).items() if value is not None}
+    filtered = {"rules": in_force, "before": before, "dropped": dict(dropped)}
     if manifest.filtered:
         filtered["earlier"] = manifest.filtered
     return dataclasses.replace(manifest, shards=shards, root=root, filtered=filtered)

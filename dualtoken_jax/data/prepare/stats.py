@@ -97,7 +97,7 @@ def _said(value: object) -> str:
         return ", ".join(f"{name}: {_said(one)}" for name, one in value.items())
     if isinstance(value, list):
         return "\n".join(["", *(f"  {one}" for one in value)])
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if type(value) is int else str(value)
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
@@ -114,7 +114,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("dataset", metavar="DATASET", help="folder or URL with a manifest.json, or folder of pictures")
     parser.add_argument("--sample", type=positive, default=2000, help="examples looked at; default: %(default)s")
     parser.add_argument("--json", metavar="FILE", help="the same as JSON")
-    parser.add_argument(
-        "--contact_sheet", metavar="FILE", help=f"{contact_sheet.COLUMNS} × {contact_sheet.ROWS} of them"
-    )
+    parser.add_argument("--contact_sheet", metavar="FILE", help="some of the pictures")
     return parser
