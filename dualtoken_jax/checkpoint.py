@@ -1,6 +1,7 @@
 """The only file that knows Orbax: asynchronous, atomic checkpoints of the whole train state."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -17,7 +18,11 @@ from dualtoken_jax.text_tokenizer_copy import check_copy, is_kept, is_trained
 
 FROZEN = "frozen"  # weights that no step changes: written once, not with every checkpoint
 _RUNTIME = (
-    "data.threads",
+    "data.reading.",
+    # Pictures may move: the checkpoint holds their fingerprint, which is compared when training goes on.
+    "data.path:",
+    "data.mixture.path:",
+    "data.eval_path:",
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
@@ -46,8 +51,8 @@ class Checkpoints:
         """Step of the newest committed checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, position: int) -> None:
-        """Starts writing the state, frozen weights left out; returns when it is off the device.
+    def save(self, state: TrainState, data: dict) -> None:
+        """Starts writing the state, frozen weights left out, and the data's; returns when it is off the device.
 
         Raises CheckpointError when this or the previous write failed, as on a full disk.
         """
@@ -56,13 +61,13 @@ class Checkpoints:
             return
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(serialization.to_state_dict(state.replace(frozen={}))),
-            data=ocp.args.JsonSave({"position": position}),
+            data=ocp.args.JsonSave(data),
         )
         with self._explained(step):
             self._manager.save(step, args=items)
 
-    def restore(self, like: TrainState) -> tuple[TrainState, int]:
-        """The newest state, placed as `like` (of ShapeDtypeStructs with shardings), and the data position."""
+    def restore(self, like: TrainState) -> tuple[TrainState, dict]:
+        """The newest state, placed as `like` (of ShapeDtypeStructs with shardings), and the data's."""
         step = self._newest()
         template = serialization.to_state_dict(like.replace(frozen={}))
         items = ocp.args.Composite(state=ocp.args.StandardRestore(template), data=ocp.args.JsonRestore())
@@ -74,7 +79,7 @@ class Checkpoints:
                 "finish it with the version that began it, or use another --workdir"
             ) from error
         state = serialization.from_state_dict(like.replace(frozen={}), found.state)
-        return state, found.data["position"]
+        return state, found.data
 
     def restore_fields(self, names: tuple[str, ...]) -> dict:
         """Some fields of the newest state as nested dicts of host arrays; what else is saved is not read."""
@@ -164,7 +169,7 @@ def claim_workdir(config: Config, workdir: Path) -> None:
     if is_trained(workdir):
         before = load_config(workdir)
         free = _RUNTIME + _kept_inputs(before, config, workdir)
-        lines = [line for line in config_lib.difference(before, config) if not line.startswith(free)]
+        lines = [line for line in config_lib.difference(before, config) if not re.sub(r"\[\d+\]", "", line).startswith(free)]
         if lines:
             listing = "\n  ".join(lines)
             raise ConfigError(

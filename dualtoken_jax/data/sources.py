@@ -1,6 +1,7 @@
 """Random access to examples: one class per kind of storage, one contract for all of them."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,15 +23,18 @@ class Source(Protocol):
     """What every source offers; reading must be thread-safe and free of hidden state."""
 
     class_names: tuple[str, ...]  # empty where the source has no labels
-    fingerprint: str  # digest of what determines which example has which index; the same on every host
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when another example may stand at some index, so that a run is not continued on other data."""
+        ...
 
     def __len__(self) -> int: ...
 
     def read(self, indices: np.ndarray) -> list[Example]:
         """Examples at `indices` (int64 [n], each in [0, len)), in that order.
 
-        Raises OSError where storage fails; BadImage where an example's own bytes are known to be bad. Asked for one by
-        one, the other examples can still be had.
+        OSError where storage fails, BadImage where an example is known to be damaged; then the reader asks one by one.
         """
         ...
 
@@ -44,6 +48,11 @@ def digest_of(names: Sequence[str]) -> str:
 
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def digest(*parts: str) -> str:
+    """A fingerprint made of others, or of names: 32 hexadecimal digits."""
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
 class Files:
@@ -76,6 +85,11 @@ class Selection:
         """Reads nothing."""
         self._source, self._indices = source, np.asarray(indices, np.int64)
         self.class_names = source.class_names
+
+    @property
+    def fingerprint(self) -> str:
+        """See Source."""
+        return digest(self._source.fingerprint, self._indices.tobytes().hex())
 
     def __len__(self) -> int:
         return len(self._indices)
