@@ -28,7 +28,8 @@ def draw(looked: Sequence[Looked], class_names: Sequence[str]) -> Image.Image:
             pen.rectangle((left, top, left + THUMBNAIL, top + THUMBNAIL), fill=_GREY)
             pen.text((left + 4, top + THUMBNAIL // 2), one.reason, fill=_RED, font=font)
         else:
-            sheet.paste(picture := _enlarged(one), (left, top + (THUMBNAIL - picture.height) // 2))
+            picture = _enlarged(one)
+            sheet.paste(picture, (left + (THUMBNAIL - picture.width) // 2, top + (THUMBNAIL - picture.height) // 2))
         for number, line in enumerate(_lines(_text(one, class_names), font)):
             pen.text((left, top + THUMBNAIL + number * _LINE), line, fill=_INK, font=font)
     return sheet

@@ -53,7 +53,7 @@ class ShardWriter:
             if self.shuffle_seed is not None:
                 group = order.epoch_and_index(group, size, self.shuffle_seed)[1]
             for example in read_each(source, group):
-                problem = _problem(example, self.drop_bad)
+                problem = problem_of(example, self.drop_bad)
                 if problem:
                     left_out[problem] += 1
                 else:
@@ -61,7 +61,7 @@ class ShardWriter:
                     yield Record(example.image, example.caption, example.label, key[-MAX_KEY:])
 
 
-def _problem(example: Example | BadImage, decode: bool) -> str:
+def problem_of(example: Example | BadImage, decode: bool) -> str:
     """Why the example is left out, in a word; empty where it is not."""
     if isinstance(example, BadImage):
         return example.reason

@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from dualtoken_jax.data.prepared import PreparedFiles
 
 from dualtoken_jax.data.manifest import Kind, Manifest, Shard, checksum_of, join
 from dualtoken_jax.data.prepare import filter_rules
 from dualtoken_jax.data.prepare.filter_rules import Rules
 from dualtoken_jax.data.prepare.ledger import Ledger
+from dualtoken_jax.data.prepared import PreparedFiles
 from dualtoken_jax.data.storage import Storage
 from dualtoken_jax.data.tar_index import index_bytes
 

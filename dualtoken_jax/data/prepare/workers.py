@@ -10,8 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 from tqdm import tqdm
 
 
-def run(job: Callable[[int], None], numbers: Collection[int], workers: int, unit: str = "shard") -> None:
-    """Calls `job(number)` for each number, in `workers` processes, or in this one for 1; shows a progress bar.
+def run(job: Callable[[int], None], numbers: Collection[int], processes: int) -> None:
+    """Calls `job(number)` for each number, in `processes` processes, or in this one for 1; shows a progress bar.
 
     Args:
       job: picklable, and harmless to call again after it was stopped half-way.
@@ -19,14 +19,14 @@ def run(job: Callable[[int], None], numbers: Collection[int], workers: int, unit
     Raises:
       whatever a job raises, after the jobs that are running have ended; RuntimeError where a process was killed.
     """
-    with tqdm(total=len(numbers), unit=unit, disable=None) as bar:
-        if workers == 1:
+    with tqdm(total=len(numbers), unit="shard", disable=None) as bar:
+        if processes == 1:
             for number in numbers:
                 job(number)
                 bar.update(1)
             return
         try:
-            _run_in_processes(job, numbers, workers, bar)
+            _run_in_processes(job, numbers, processes, bar)
         except BrokenProcessPool:
             raise RuntimeError(
                 "a worker process was killed, perhaps for lack of memory: start again, it goes on from here; fewer "
@@ -34,14 +34,14 @@ def run(job: Callable[[int], None], numbers: Collection[int], workers: int, unit
             ) from None
 
 
-def _run_in_processes(job: Callable[[int], None], numbers: Collection[int], workers: int, bar: tqdm) -> None:
+def _run_in_processes(job: Callable[[int], None], numbers: Collection[int], processes: int, bar: tqdm) -> None:
     # spawn: forked children of a process with threads may wait for ever on a lock that a thread held.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent) as pool:
         waiting, running = iter(numbers), set()
         try:
             while True:
-                while len(running) < 2 * workers and (number := next(waiting, None)) is not None:
+                while len(running) < 2 * processes and (number := next(waiting, None)) is not None:
                     running.add(pool.submit(job, number))
                 if not running:
                     return
