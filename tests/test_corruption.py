@@ -6,12 +6,15 @@ import struct
 import numpy as np
 import pytest
 from PIL import Image
+from prepared_files import index_folder
+from shard_files import tar_bytes
 
 from dualtoken_jax.data import pipeline
 from dualtoken_jax.data.bad_images import Place, TooManyBadImages
 from dualtoken_jax.data.images import MAX_BYTES
 from dualtoken_jax.data.order import Order
 from dualtoken_jax.data.reading import Reading
+from dualtoken_jax.data.shards import Shards
 from dualtoken_jax.data.sources import Folder
 
 SIDE, BATCH, FILES = 24, 20, 200
@@ -73,6 +76,18 @@ def corpus(folder, good, spoiled):
     return Folder(folder, "all")
 
 
+def tar_corpus(folder, good, spoiled):
+    """The same in four tar shards, as img2dataset writes them: what is no picture to begin with is not indexed."""
+    for start in range(0, FILES, FILES // 4):
+        members = [
+            (f"{n:09}.jpg", KINDS[spoiled[n]][0](good[n]) if n in spoiled else good[n])
+            for n in range(start, start + FILES // 4)
+        ]
+        (folder / f"{start:05}.tar").write_bytes(tar_bytes(members))
+    index_folder(folder)
+    return Shards(folder, "all")
+
+
 def batches(source, count, threads=2):
     """`count` batches, the numbers of the files behind their rows, and the iterator."""
     order = Order((len(source),), (1,), 0)
@@ -84,14 +99,17 @@ def batches(source, count, threads=2):
         batch_size=BATCH,
         start=0,
         augment=True,
+        decoding="exact",
         reading=Reading(threads),
         process_index=0,
         process_count=1,
     )
     positions = order.examples(np.arange(count * BATCH))
-    numbers = [number for parity in (0, 1) for number in range(parity, FILES, 2)]  # folder a comes before b
+    numbers = np.arange(FILES)
+    if isinstance(source, Folder):  # a comes before b
+        numbers = np.concatenate([numbers[::2], numbers[1::2]])
     try:
-        return [next(iterator) for _ in range(count)], np.array(numbers)[positions], iterator
+        return [next(iterator) for _ in range(count)], numbers[positions], iterator
     finally:
         iterator.close()
 
@@ -138,6 +156,29 @@ def test_all_kinds_together_are_counted_by_place_and_reason(good, clean, tmp_pat
     }
     alone, _, _ = batches(source, 2 * FILES // BATCH, threads=0)
     np.testing.assert_array_equal(images, np.concatenate([batch["image"] for batch in alone]))
+
+
+def test_tar_shards_with_bad_pictures_are_counted_by_shard(good, tmp_path):
+    """Beside them a picture that has changed since the shard was indexed, byte for byte as long as before."""
+    (tmp_path / "clean").mkdir()
+    (tmp_path / "spoiled").mkdir()
+    expected, _, _ = batches(tar_corpus(tmp_path / "clean", good, {}), FILES // BATCH)
+    spoiled = {7: "cut off", 60: "error page", 61: "scrambled", 170: "bomb"}
+    source = tar_corpus(tmp_path / "spoiled", good, spoiled)
+    shard = tmp_path / "spoiled" / "00100.tar"
+    data = shard.read_bytes()
+    at = data.index(good[133]) + len(good[133]) - 9
+    shard.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    found, numbers, iterator = batches(source, FILES // BATCH)
+    rows = np.isin(numbers, [*spoiled, 133])
+    images, clean = (np.concatenate([batch["image"] for batch in some]) for some in (found, expected))
+    np.testing.assert_array_equal(images[~rows], clean[~rows])
+    assert all((batch["weight"] == 1).all() for batch in found)
+    assert iterator.bad.total == 5 and iterator.bad.by_reason["changed"] == 1
+    folder = str(tmp_path / "spoiled")
+    assert iterator.bad.by_place[Place(folder, "00000.tar")] == {"truncated": 1}
+    assert iterator.bad.by_place[Place(folder, "00050.tar")] == {"not-an-image": 1, "undecodable": 1}
+    assert iterator.bad.by_place[Place(folder, "00150.tar")] == {"too-many-pixels": 1}
 
 
 @pytest.mark.parametrize("threads", [0, 2])

@@ -16,14 +16,17 @@ import platform
 import statistics
 import subprocess
 import sys
+import typing
 from pathlib import Path
 from typing import Any
 
 from dualtoken_jax.data.benchmark import decoder, loader
+from dualtoken_jax.data.images import Decoding
 from dualtoken_jax.data.reading import Reading
 from dualtoken_jax.data.sources import Folder
 from dualtoken_jax.flags import positive
 
+DECODINGS = typing.get_args(Decoding)
 PEERS = {"torch_normalised": [], "torch_uint8": ["--uint8"]}
 
 
@@ -59,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--folder", type=Path, help="pictures to decode, crop and load")
     what.add_argument("--config", help="recipe whose data and step are measured, FILE.py:VARIANT")
+    parser.add_argument(
+        "--decoding", choices=DECODINGS, default="exact", help="of --loader_only; else both are measured"
+    )
     parser.add_argument("--resolution", type=positive, default=384, help="of the crops of --folder")
     parser.add_argument("--batch_size", type=positive, default=64, help="of the loaders on --folder")
     parser.add_argument("--threads", type=positive, default=2, help="ours, and the DataLoader's worker processes")
@@ -74,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _setting(flags: argparse.Namespace) -> loader.Setting:
     reading = Reading(threads=flags.threads, workers=flags.workers)
-    return loader.Setting(Folder(flags.folder, "all"), flags.resolution, flags.batch_size, reading)
+    source = Folder(flags.folder, "all")
+    return loader.Setting(source, flags.resolution, flags.batch_size, flags.decoding, reading, augment=True)
 
 
 def _with_folder(flags: argparse.Namespace) -> dict[str, Any]:
@@ -83,7 +90,7 @@ def _with_folder(flags: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"pictures": len(source), "mean_bytes": sum(map(len, files)) / len(files)}
     found["decoder"] = {
         f"{decoding}_{threads}_threads": decoder.rate(files, flags.resolution, decoding, threads, flags.seconds)
-        for decoding in ("exact", "fast")
+        for decoding in DECODINGS
         for threads in sorted({1, flags.threads})
     }
     return found | {"loaders": _loaders(flags)}
@@ -92,22 +99,17 @@ def _with_folder(flags: argparse.Namespace) -> dict[str, Any]:
 def _loaders(flags: argparse.Namespace) -> dict[str, Any]:
     """In turns, so that whatever else the machine does meets all of them alike."""
     same = [f"--{name}={getattr(flags, name)}" for name in ("folder", "resolution", "batch_size", "batches")]
-    ours = [
-        "dualtoken_jax.data.benchmark",
-        *same,
-        f"--threads={flags.threads}",
-        f"--workers={flags.workers}",
-        "--loader_only",
-    ]
-    commands = {"ours": ours}
+    reading = [f"--threads={flags.threads}", f"--workers={flags.workers}"]
+    ours = ["dualtoken_jax.data.benchmark", *same, *reading, "--loader_only"]
+    commands = {decoding: [*ours, f"--decoding={decoding}"] for decoding in DECODINGS}
     if all(map(importlib.util.find_spec, ("torch", "torchvision"))):
         peer = ["dualtoken_jax.data.benchmark.peer", *same, f"--workers={flags.threads * max(flags.workers, 1)}"]
         commands |= {name: peer + more for name, more in PEERS.items()}
     turns = [{name: _run(command) for name, command in commands.items()} for _ in range(flags.repeats)]
     rates = {name: [turn[name]["pictures_per_second"] for turn in turns] for name in commands}
     median = {name: statistics.median(values) for name, values in rates.items()}
-    ratios = {f"ours_over_{name}": median["ours"] / median[name] for name in commands if name != "ours"}
-    return {"pictures_per_second": median, **ratios, "turns": rates, "ours": turns[-1]["ours"]}
+    ratios = {f"{d}_over_{peer}": median[d] / median[peer] for d in DECODINGS for peer in PEERS if peer in median}
+    return {"pictures_per_second": median, **ratios, "turns": rates, "last_turn": {d: turns[-1][d] for d in DECODINGS}}
 
 
 def _run(command: list[str]) -> dict[str, Any]:
@@ -121,7 +123,7 @@ def _with_config(flags: argparse.Namespace) -> dict[str, Any]:
     from dualtoken_jax.config import from_dict
     from dualtoken_jax.config_checks import check
     from dualtoken_jax.data.benchmark import steps
-    from dualtoken_jax.data.dataset import open_training
+    from dualtoken_jax.data.dataset import open_source
 
     file, _, variant = flags.config.partition(":")
     specification = importlib.util.spec_from_file_location("recipe", file)
@@ -132,8 +134,8 @@ def _with_config(flags: argparse.Namespace) -> dict[str, Any]:
     specification.loader.exec_module(recipe)
     config = check(from_dict(recipe.get_config(*[variant] if variant else [])))
     data, size = config.data, config.model.siglip.image_size
-    source = open_training(data, config.seed).source
-    setting = loader.Setting(source, size, config.train.batch_size, data.reading, data.augment)
+    source = open_source(data, config.seed, "train")  # of a mixture the first
+    setting = loader.Setting(source, size, config.train.batch_size, data.decoding, data.reading, data.augment)
     alone = loader.measure(setting, flags.steps * flags.repeats)
     return {"loader": alone, "step": steps.compare(config, flags.steps, flags.repeats)}
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dualtoken_jax.data.images import Decoding
 from dualtoken_jax.data.order import Order
 from dualtoken_jax.data.pipeline import Batches, batches
 from dualtoken_jax.data.reading import Reading
@@ -23,8 +24,9 @@ class Setting(NamedTuple):
     source: Source
     resolution: int
     batch_size: int
+    decoding: Decoding
     reading: Reading
-    augment: bool = True
+    augment: bool
 
 
 def open_batches(setting: Setting) -> Batches:
@@ -37,6 +39,7 @@ def open_batches(setting: Setting) -> Batches:
         batch_size=setting.batch_size,
         start=0,
         augment=setting.augment,
+        decoding=setting.decoding,
         reading=setting.reading,
         process_index=0,
         process_count=1,
