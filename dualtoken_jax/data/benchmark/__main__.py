@@ -27,6 +27,7 @@ from dualtoken_jax.data.sources import Folder
 from dualtoken_jax.flags import positive
 
 DECODINGS = typing.get_args(Decoding)
+SAMPLE = 256  # files that the decoder alone is measured on
 PEERS = {"torch_normalised": [], "torch_uint8": ["--uint8"]}
 
 
@@ -86,7 +87,7 @@ def _setting(flags: argparse.Namespace) -> loader.Setting:
 
 def _with_folder(flags: argparse.Namespace) -> dict[str, Any]:
     source = Folder(flags.folder, "all")
-    files = [example.image for example in source.read(range(min(len(source), 256)))]
+    files = decoder.usable([example.image for example in source.read(range(min(len(source), SAMPLE)))])
     found: dict[str, Any] = {"pictures": len(source), "mean_bytes": sum(map(len, files)) / len(files)}
     found["decoder"] = {
         f"{decoding}_{threads}_threads": decoder.rate(files, flags.resolution, decoding, threads, flags.seconds)

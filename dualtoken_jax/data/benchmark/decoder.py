@@ -6,7 +6,23 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from dualtoken_jax.data.images import Decoding, load
+from dualtoken_jax.data.images import BadImage, Decoding, decode, load
+
+
+def usable(files: Sequence[bytes]) -> list[bytes]:
+    """Those that are pictures. ValueError where none is."""
+    found = [data for data in files if _is_picture(data)]
+    if not found:
+        raise ValueError(f"none of the first {len(files)} files is a picture that can be used")
+    return found
+
+
+def _is_picture(data: bytes) -> bool:
+    try:
+        decode(data)
+    except BadImage:
+        return False
+    return True
 
 
 def rate(files: Sequence[bytes], resolution: int, decoding: Decoding, threads: int, seconds: float) -> float:
