@@ -22,13 +22,14 @@ class Ledger:
         self._folder = join(folder, _FOLDER)
         self._manifest = join(folder, FILE)
 
-    def begin(self, plan: dict) -> None:
+    def begin(self, plan: dict, *, again: bool = False) -> None:
         """Begins `plan`, or goes on with it: everything that determines the result, in JSON's types.
 
-        Raises FileExistsError where the folder holds a finished dataset, ValueError where another plan was begun.
+        Raises FileExistsError where the folder holds a finished dataset, unless that is to be made `again`; ValueError
+        where another plan was begun.
         """
         files, path = fsspec.core.url_to_fs(self._folder)
-        if files.exists(fsspec.core.url_to_fs(self._manifest)[1]):
+        if not again and files.exists(fsspec.core.url_to_fs(self._manifest)[1]):
             raise FileExistsError(f"there is a prepared dataset already, {self._manifest}: choose another folder")
         files.makedirs(path, exist_ok=True)
         if not files.exists(join(path, _PLAN)):
@@ -50,6 +51,7 @@ class Ledger:
     def done(self) -> dict[int, tuple[Shard, dict]]:
         """Every finished shard by its number, and its notes."""
         files, path = fsspec.core.url_to_fs(self._folder)
+        files.invalidate_cache(path)  # gcsfs remembers listings, and other processes have written since
         names = [
             name for name in files.ls(path, detail=False) if name.rsplit("/", 1)[1].removesuffix(".json").isdigit()
         ]
