@@ -45,6 +45,7 @@ def find_input(path: str) -> Input:
 
     Raises FileNotFoundError or ValueError where there is neither.
     """
+    open_input.cache_clear()  # what is there may be another dataset than when this process last looked
     files, inside = fsspec.core.url_to_fs(join(path, FILE))
     if files.exists(inside):
         return Input("dataset", path, root=read_manifest(path).root or path.rstrip("/"))
@@ -68,6 +69,7 @@ def imagenet_input(path: str, labels: str | None, names: str | None, index: str)
 
     Raises FileNotFoundError or ValueError where the files are others.
     """
+    open_input.cache_clear()
     rows, synsets = imagenet_tars.index_validation(path, labels) if labels else imagenet_tars.index_train(path)
     class_names = imagenet_tars.read_names(names, synsets) if names else tuple(synsets)
     data = io.BytesIO()
