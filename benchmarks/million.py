@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
@@ -36,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=1_060_000, help="of metadata; one in twenty has no picture")
-    parser.add_argument("--batches", type=int, default=1000, help="read from a position in the second epoch")
+    parser.add_argument("--batches", type=int, default=1000, help="read across the end of the first epoch")
     parser.add_argument("--resumes", type=int, default=100, help="positions at which reading begins again")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "million.json")
     flags = parser.parse_args()
@@ -61,7 +62,7 @@ def main() -> None:
     for name, folder in (("tar, filtered", filtered), ("array_record", records)):
         results[name] = read(folder, flags.batches, flags.resumes)
         print(name, results[name], flush=True)
-    results["filtered"] = read_manifest(filtered).filtered
+    results["filter"] = read_manifest(filtered).filtered
     flags.output.parent.mkdir(exist_ok=True)
     flags.output.write_text(json.dumps(results, indent=1) + "\n")
 
@@ -72,7 +73,7 @@ def step(name: str, arguments: list[str], made: Path | None, folder: Path) -> di
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
         print(name, "…", flush=True)
-        before, started = size_of(made), time.perf_counter()
+        before, cpu, started = size_of(made), cpu_of_children(), time.perf_counter()
         root = str(Path(__file__).parents[1])
         printed = subprocess.run(
             [sys.executable, *arguments],
@@ -84,9 +85,21 @@ def step(name: str, arguments: list[str], made: Path | None, folder: Path) -> di
         seconds = time.perf_counter() - started
         command = " ".join(["python", *(argument.replace(f"{folder}/", "FOLDER/") for argument in arguments)])
         written = size_of(made) - before
-        result = {"command": command.replace(f"{root}/", ""), "seconds": round(seconds, 1), "bytes": written}
+        result = {"command": command.replace(f"{root}/", ""), "seconds": round(seconds, 1)}
+        result |= {"CPU seconds": round(cpu_of_children() - cpu, 1), "bytes": written, "load": load()}
         done.write_text(json.dumps(result | {"printed": printed.replace(f"{folder}/", "FOLDER/").splitlines()}))
     return json.loads(done.read_text())
+
+
+def cpu_of_children() -> float:
+    """Seconds of processor time of all processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def load() -> float:
+    """Processes that wanted a core during the last minute, others' included: times mean little beside a high one."""
+    return round(os.getloadavg()[0], 1)
 
 
 def size_of(folder: Path | None) -> int:
@@ -95,16 +108,16 @@ def size_of(folder: Path | None) -> int:
 
 
 def read(folder: str, count: int, resumes: int) -> dict:
-    """Opens the dataset, reads `count` batches from the second epoch on, and begins again at random positions."""
+    """Opens the dataset, reads `count` batches across the end of the first epoch, and begins again here and there."""
     started = time.perf_counter()
     source = Shards(folder, "train")
     opened = time.perf_counter() - started
     order = Order((len(source),), (1,), SEED)
-    first = len(source) - count * BATCH // 2  # half of them in the first epoch, half in the second
-    started = time.perf_counter()
+    first = max(0, len(source) - count * BATCH // 2)  # half of them in the first epoch, half in the second
+    started, cpu = time.perf_counter(), time.process_time()
     stream = stream_from(source, order, first)
     rows = np.concatenate([digests(next(stream)) for _ in range(count)])
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     bad, requests = stream.bad.total, source.traffic.requests
     stream.close()
     for offset in np.random.default_rng(1).integers(0, (count - 1) * BATCH, resumes):
@@ -118,6 +131,8 @@ def read(folder: str, count: int, resumes: int) -> dict:
         "batches": count,
         "batch size": BATCH,
         "pictures/s": round(count * BATCH / seconds),
+        "pictures per CPU second": round(count * BATCH / cpu),
+        "load": load(),
         "requests per picture": round(requests / (count * BATCH), 3),
         "bad pictures": bad,
         "resumed at random positions, all equal": resumes,
