@@ -2,6 +2,7 @@
 
 import functools
 import io
+import json
 import tarfile
 from collections import Counter
 
@@ -237,11 +238,18 @@ def test_imagenet_files_that_do_not_fit(imagenet, tmp_path):
         refused(val, None, None)
     few = tmp_path / "few.txt"
     few.write_text("n02000001\n")
+    two = tmp_path / "two.txt"
+    two.write_text("n02000001\nn01000001\n" * 2)
     with pytest.raises(ValueError, match="has 1 lines, .* has 4 pictures"):
         refused(val, str(few), None)
     with pytest.raises(ValueError, match="no name for 2 classes, such as n01000001"):
         few.write_text("n02000001 tench\n")
         refused(train, None, str(few))
+    prompts = tmp_path / "names.json"
+    prompts.write_text(json.dumps({"classes": ["shark", "goldfish", "tench"], "templates": ["a {}"]}))
+    assert refused(train, None, str(prompts)).class_names == ("shark", "goldfish", "tench")
+    with pytest.raises(ValueError, match="names 3 classes, and the tar file has 2"):
+        refused(val, str(two), str(prompts))
     with pytest.raises(ValueError, match="must have a synset.*'tench'"):
         refused(val, str(few), None)
     with pytest.raises(ValueError, match="no tar file, or is damaged"):
