@@ -42,8 +42,8 @@ class DataConfig:
     augment: bool = False  # random resized crops of 90–100 % of the area; otherwise the centre
     eval_fraction: float = 0.1  # share of `path` that is held out
     eval_examples: int = 2048  # held-out examples that an evaluation reads, at most
-    # Blocks of so many neighbours are read at once and shuffled among `shuffle_window` blocks, which object stores like:
-    # every host keeps a window in memory and reads all of it. 1 shuffles the whole epoch and reads what it needs.
+    # Blocks of so many neighbours are read at once and shuffled among `shuffle_window` blocks, which object stores
+    # like; every host reads all of a window and keeps it. 1 shuffles the whole epoch and reads what it needs.
     shuffle_block: int = 1
     shuffle_window: int = 64
     reading: Reading = Reading()

@@ -55,8 +55,8 @@ class ReadAhead(Iterator):
         except queue.Empty:
             faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
             raise DataError(
-                f"no batch came for {self._reading.stall_seconds:g} s (data.reading.stall_seconds), and no error either: a reading "
-                "thread or worker hangs; the stacks of this process are above. The same command resumes"
+                f"no batch came for {self._reading.stall_seconds:g} s (data.reading.stall_seconds), nor an error: "
+                "a reading thread or worker hangs; the stacks of this process are above. The same command resumes"
             ) from None
         if error is not None:
             self._ready.put((None, error))  # for whoever asks again
