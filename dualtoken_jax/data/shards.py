@@ -131,7 +131,7 @@ class Shards:
         for example in found:
             if isinstance(example, BadImage):
                 # A new one: the block keeps the old, whose traceback would hold on to the frames of every reader.
-                raise BadImage(example.reason, example.detail)
+                raise BadImage(*example.args)
         return found
 
     def _read_all(self, indices: np.ndarray) -> list[Example | BadImage]:

@@ -28,7 +28,11 @@ class TfdsRecords:
     """
 
     def __init__(
-        self, path: str | os.PathLike, split: Literal["train", "eval", "all"], eval_fraction: float = 0.1, *, classes=""
+        self,
+        path: str | os.PathLike,
+        split: Literal["train", "eval", "all"],
+        eval_fraction: float = 0.1,
+        classes: str = "",
     ) -> None:
         """
         Args:
@@ -99,7 +103,7 @@ class TfdsRecords:
         try:
             found = self._features.deserialize_example_np(data, decoders={"image": tfds.decode.SkipDecoding()})
         except (DecodeError, ValueError, KeyError) as error:
-            raise BadImage("damaged-record", f"{origin}: {error}") from error
+            raise BadImage("damaged-record", str(error), origin) from error
         label = found.get("label", -1)
         label = int(label) if label >= 0 else None  # TFDS has −1 where labels are secret
         caption = f"a photo of a {self.class_names[label]}" if self._named and label is not None else None
