@@ -17,9 +17,11 @@ from shard_files import caption, picture
 from dualtoken_jax.data.cache import Cache
 from dualtoken_jax.data.images import BadImage, decode
 from dualtoken_jax.data.manifest import Manifest, Shard, checksum_of, join, write_manifest
+from dualtoken_jax.data.numbering import split_indices, split_size
+from dualtoken_jax.data.prepared import ShardChanged
 from dualtoken_jax.data.reader import Reader
 from dualtoken_jax.data.records import Record, write_shard
-from dualtoken_jax.data.shards import ShardChanged, Shards, split_indices, split_size
+from dualtoken_jax.data.shards import Shards
 from dualtoken_jax.data.sources import Example, Files, Folder
 from dualtoken_jax.data.storage import HANDLES, Storage
 from dualtoken_jax.data.tar_index import index_bytes, index_tar
