@@ -56,7 +56,7 @@ def test_tars_are_indexed_beside_themselves(tmp_path, capsys):
     indexed(tmp_path)
     assert f"18 examples in 3 shards, 0.00 GB → {tmp_path}/manifest.json" in capsys.readouterr().out
     manifest = read_manifest(str(tmp_path))
-    assert manifest.root == "" and manifest.class_names == ("0", "1", "2") and manifest.filtered == {"index": {}}
+    assert manifest.root == "" and manifest.class_names == ("0", "1", "2") and manifest.filtered == {}
     assert pictures(tmp_path) == [picture(n) for n in range(18)]
     assert not (tmp_path / "unfinished").exists()
     moved = tmp_path.rename(tmp_path.with_name("moved"))

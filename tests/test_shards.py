@@ -350,14 +350,15 @@ def test_open_files_are_few_however_many_shards(kind, tmp_path):
     assert len(os.listdir("/proc/self/fd")) <= base
 
 
-def test_threads_that_evict_each_others_files_read_what_they_asked_for(tmp_path, monkeypatch):
-    folder = tar_dataset(str(tmp_path), 6)
-    monkeypatch.setattr("dualtoken_jax.data.storage.HANDLES", 2)
-    source = Shards(folder, "all")
-    numbers = np.random.default_rng(0).integers(0, 60, 600)
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_that_evict_each_others_files_read_what_they_asked_for(kind, tmp_path, monkeypatch):
+    for limit in ("storage.HANDLES", "array_records.READERS", "parquet_shards.FOOTERS", "parquet_shards.GROUP_BYTES"):
+        monkeypatch.setattr(f"dualtoken_jax.data.{limit}", 2)
+    source = Shards(KINDS[kind](tmp_path), "all")
+    numbers = np.random.default_rng(0).integers(0, 30, 300)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda number: source.read(np.array([number]))[0], numbers))
-    assert_examples(found, numbers)
+    assert_examples(found, numbers, labels=3)
 
 
 def test_forty_thousand_shards_open_without_touching_one(tmp_path, monkeypatch):
