@@ -257,6 +257,16 @@ def test_block_reading_makes_few_requests(memory):
     assert narrow.traffic.requests == 4 * 3  # in order even one block is enough
 
 
+def test_a_window_that_does_not_fit_is_said_once(memory, caplog):
+    folder = tar_dataset(memory, 3)
+    for cache_bytes, warnings in ((10**6, 0), (0, 1)):
+        source = Shards(folder, "all", block=5, cache_bytes=cache_bytes)
+        for index in (0, 29, 1, 28, 2, 27):
+            source.read(np.array([index]))
+        assert [record.levelname for record in caplog.records] == ["WARNING"] * warnings
+    assert "blocks of 5 examples are read again soon after they were forgotten" in caplog.text
+
+
 def test_many_threads_ask_for_a_block_once(memory):
     source = Shards(tar_dataset(memory, 1), "all", block=10)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:

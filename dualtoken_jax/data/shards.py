@@ -1,6 +1,8 @@
 """A prepared dataset as a source: tar, ArrayRecord or Parquet shards behind one manifest."""
 
+import collections
 import hashlib
+import logging
 import os
 
 import numpy as np
@@ -17,6 +19,7 @@ from dualtoken_jax.data.storage import Storage, Traffic
 from dualtoken_jax.data.tar_shards import TarShards
 
 _KINDS = {"tar": TarShards, "array_record": RecordShards, "parquet": ParquetShards}
+_log = logging.getLogger(__name__)
 _LOOKED_AT = 8  # examples, to find out whether there are captions
 
 
@@ -65,7 +68,10 @@ class Shards:
             )
         self._files = PreparedFiles(path, manifest, Storage())
         self._shards = _KINDS[manifest.kind](self._files)
-        self._block, self._blocks = block, Cache(cache_bytes, _bytes_of)
+        self._block, self._cache_bytes = block, cache_bytes
+        self._blocks = Cache(cache_bytes, _bytes_of)
+        self._read_last: collections.deque[int] = collections.deque(maxlen=64)
+        self._warned = False
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -128,6 +134,15 @@ class Shards:
         return found
 
     def _read_block(self, number: int) -> list[Example | BadImage]:
+        if number in self._read_last and not self._warned:
+            self._warned = True
+            _log.warning(
+                "blocks of %d examples are read again soon after they were forgotten: the blocks of a shuffle window "
+                "do not fit into %d MiB together; make the window or the blocks smaller",
+                self._block,
+                self._cache_bytes // 2**20,
+            )
+        self._read_last.append(number)
         first = number * self._block
         return self._read_all(np.arange(first, min(first + self._block, len(self))))
 
