@@ -63,7 +63,9 @@ def test_formats_nested_folders_and_long_names(tar_format, tmp_path):
     plain = [(f"{name}.{end}", b) for name in names for end, b in (("JPEG", picture(1)), ("txt", name.encode()))]
     plain += [("p.png", picture(2, "png")), ("w.webp", picture(3, "webp")), ("w.seg.png", picture(4, "png"))]
     data = tar_bytes(plain, tar_format)
-    rows = indexed(tmp_path, data).rows
+    found = indexed(tmp_path, data)
+    rows = found.rows
+    assert found.left_out == {"dotted-name": 1}
     assert [key.decode() for key in rows["key"]] == [*names, "p", "w"]
     for name, row in zip(names, rows, strict=False):
         assert_row(data, row, picture(1), name.encode())

@@ -57,6 +57,7 @@ def index_tar(storage: Storage, path: str, progress: Callable[[int], None] | Non
       link, sparse, special: the member is no ordinary file;
       beyond-end: it is said to reach beyond the end of the shard;
       too-many-bytes: a picture, caption or span over MAX_BYTES, MAX_CAPTION or MAX_SPAN;
+      dotted-name: a picture whose name has a second dot, KEY.seg.png, belongs to the example without being its picture;
       bad-label: a .cls that is no whole number below 2³¹;
       second-picture, second-caption: the example has one already;
       key: longer than MAX_KEY;
@@ -131,7 +132,7 @@ class _Examples:
             self.end(whole=True)
             self._start_example(key)
         wanted = extension in PICTURES or extension in ("txt", "cls")
-        problem = self._problem(member, extension) if wanted else ""
+        problem = self._problem(member, extension) if wanted else _problem_of_name(extension)
         if problem:
             self.left_out[problem] += 1
         elif extension in PICTURES:
@@ -193,6 +194,10 @@ class _Examples:
     def rows(self) -> np.ndarray:
         """All examples so far."""
         return np.array(self._rows, row_type(max((len(row[-1]) for row in self._rows), default=1)))
+
+
+def _problem_of_name(extension: str) -> str:
+    return "dotted-name" if extension.rpartition(".")[2] in PICTURES else ""
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -79,11 +79,11 @@ def _finished(output: str, found: FoundShards) -> Entries:
         manifest = read_manifest(output)
     except FileNotFoundError:
         return {}
-    if manifest.kind != found.kind or "index" not in manifest.filtered or (manifest.root or output) != found.root:
+    if manifest.kind != found.kind or set(manifest.filtered) - {"index"} or (manifest.root or output) != found.root:
         raise ValueError(f"{output} holds another dataset, of {manifest.root or output}: choose another --output")
     names = manifest.class_names
     common = {"labels": len(names), "class_names": () if names == _numbers(len(names)) else names}
-    notes = manifest.filtered["index"]
+    notes = manifest.filtered.get("index", {})
     return {shard.name: (shard, common | notes.get(shard.name, {})) for shard in manifest.shards}
 
 
@@ -125,7 +125,7 @@ def _conclude(
         shards,
         root="" if output == found.root else found.root,
         class_names=_named(labels, class_names or own),
-        filtered={"index": wrong},
+        filtered={"index": wrong} if wrong else {},
     )
 
 
@@ -144,7 +144,7 @@ def _numbers(labels: int) -> tuple[str, ...]:
 
 def summary(manifest: Manifest, output: str) -> str:
     """For people: how much there is, what was left out and why, which shards are damaged."""
-    wrong = manifest.filtered["index"]
+    wrong = manifest.filtered.get("index", {})
     size, examples = sum(shard.bytes for shard in manifest.shards), int(manifest.starts[-1])
     lines = [f"{examples:,} examples in {len(manifest.shards):,} shards, {size / 1e9:.2f} GB → {output}/{FILE}"]
     left_out: Counter[str] = Counter()

@@ -38,7 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     for _, differences in sorted(found):
-        print("\n".join(differences[:_SAID]))
+        for difference in differences[:_SAID]:
+            print(difference)
         if len(differences) > _SAID:
             print(f"… {len(differences) - _SAID} more in this shard")
     what = "sizes, checksums and pictures" if flags.pictures else "sizes and checksums"
@@ -84,10 +85,9 @@ def _opened(dataset: str) -> tuple[PreparedFiles, Shards]:
 
 def _bad_pictures(source: Shards, indices: np.ndarray) -> Iterator[str]:
     for example in read_each(source, indices):
-        if isinstance(example, BadImage):  # says itself where it lies
-            yield str(example)
-            continue
         try:
+            if isinstance(example, BadImage):
+                raise example
             images.decode(example.image)
         except BadImage as error:
             yield f"{example.origin}: {error}"
