@@ -146,6 +146,7 @@ def stream_from(source: Shards, order: Order, position: int) -> Batches:
         caption_digests,
         order=order,
         resolution=RESOLUTION,
+        decoding="exact",
         batch_size=BATCH,
         start=position,
         augment=True,
