@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     examples, size = int(manifest.starts[-1]), sum(shard.bytes for shard in manifest.shards)
-    print(f"{examples} examples in {len(manifest.shards)} shards, {size / 1e9:.2f} GB → {flags.output}")
+    print(f"{examples:,} examples in {len(manifest.shards)} shards, {size / 1e9:.2f} GB → {flags.output}")
     for reason, count in manifest.filtered.get("left out", {}).items():
         print(f"left out: {reason} × {count}")
 
