@@ -124,6 +124,7 @@ def host_batches(training: TrainingData, config: Config, position: int) -> Batch
         order=training.order,
         start=position,
         augment=config.data.augment,
+        decoding=config.data.decoding,
         reading=config.data.reading,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

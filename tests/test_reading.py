@@ -30,6 +30,7 @@ def mixed(count, reading, *, start=0, host=0, hosts=1, batch_size=16):
         batch_size=batch_size,
         start=start,
         augment=True,
+        decoding="exact",
         reading=reading,
         process_index=host,
         process_count=hosts,
@@ -95,6 +96,7 @@ def stream(source, reading, encode=encode):
         batch_size=8,
         start=0,
         augment=False,
+        decoding="exact",
         reading=reading,
         process_index=0,
         process_count=1,
@@ -164,7 +166,7 @@ def test_storage_that_fails_for_a_while_loses_nothing(monkeypatch, caplog):
 
 
 def test_storage_that_stays_away_counts_as_lost():
-    lost = reader.Reader(Failing([png(0)] * 9, 10**9), encode, RESOLUTION, patience=0)
+    lost = reader.Reader(Failing([png(0)] * 9, 10**9), encode, RESOLUTION, "exact", patience=0)
     batch, problems = lost.batch(np.arange(3), [None] * 3)
     assert (batch["weight"] == 0).all()
     assert [str(problem[1]) for problem in problems] == ["unreadable: the storage does not answer"] * 3

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from dualtoken_jax.data.images import Decoding
 from dualtoken_jax.data.mixture import Mixture
 from dualtoken_jax.data.order import Order
 from dualtoken_jax.data.reading import Reading
@@ -46,6 +47,7 @@ class DataConfig:
     # like; every host reads all of a window and keeps it. 1 shuffles the whole epoch and reads what it needs.
     shuffle_block: int = 1
     shuffle_window: int = 64
+    decoding: Decoding = "exact"  # torchvision's pixels, or faster ones that differ by about one in 255 (images.py)
     reading: Reading = Reading()
     scenes: ScenesConfig = ScenesConfig()
 

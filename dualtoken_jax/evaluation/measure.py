@@ -66,6 +66,7 @@ def _collect(task, state, source: Source, config: Config, mesh) -> dict[str, Any
         limit=config.data.eval_examples,
         process_index=host[0],
         process_count=host[1],
+        decoding=config.data.decoding,
         reading=config.data.reading,
     )
     rows, sums, codes, images = [], [], {}, []
