@@ -6,7 +6,7 @@ others, such as KEY.json, are passed over.
 """
 
 import collections
-import io
+import re
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dualtoken_jax.data.images import MAX_BYTES
+from dualtoken_jax.data.npy import npy_bytes, read_npy
 from dualtoken_jax.data.storage import Storage, Stream
 from dualtoken_jax.data.tar_members import Damaged, Member, members
 
@@ -84,17 +85,16 @@ def index_tar(storage: Storage, path: str, progress: Callable[[int], None] | Non
 
 def index_bytes(rows: np.ndarray) -> bytes:
     """The index as an .npy file."""
-    file = io.BytesIO()
-    np.save(file, rows, allow_pickle=False)
-    return file.getvalue()
+    return npy_bytes(rows)
 
 
 def read_index(data: bytes) -> np.ndarray:
-    """Rows of an .npy index. Raises ValueError where it is none."""
-    rows = np.load(io.BytesIO(data), allow_pickle=False)
-    if rows.ndim != 1 or rows.dtype.names is None or rows.dtype != row_type(rows.dtype["key"].itemsize):
-        raise ValueError(f"an index of a tar shard has rows of {row_type(9)}, this one is {rows.dtype} {rows.shape}")
-    return rows
+    """Rows of an index, which is an .npy file of `row_type`. Raises ValueError where it is none."""
+    key = re.search(rb"'key', '\|S(\d{1,4})'", data[:4096])
+    try:
+        return read_npy(data, row_type(int(key[1]) if key else 1))
+    except ValueError as error:
+        raise ValueError(f"an index of a tar shard has rows of {row_type(9)}: {error}") from error
 
 
 def _first_other_byte(stream: Stream) -> int | None:
