@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--class_names",
         metavar="FILE",
-        help='lines such as "n01440764 tench, Tinca tinca"; default: synsets, no captions',
+        help='lines such as "n01440764 tench, Tinca tinca", or {"classes": […], "templates": […]}; default: synsets',
     )
     parser.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes; default: one per core")
     parser.add_argument("--runner", help="of Apache Beam (pip install apache-beam): DirectRunner, DataflowRunner, …")
