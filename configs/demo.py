@@ -8,6 +8,7 @@ from typing import Any
 
 from dualtoken_jax.config import Config, LossConfig, TeacherConfig, TrainConfig
 from dualtoken_jax.data.dataset import DataConfig
+from dualtoken_jax.data.reading import Reading
 from dualtoken_jax.data.scenes import ScenesConfig
 from dualtoken_jax.models.decoder import DecoderConfig
 from dualtoken_jax.models.discriminator import DiscriminatorConfig
@@ -142,7 +143,7 @@ def demo_large() -> Config:
         small,
         name="demo_large",
         model=model,
-        data=DataConfig(scenes=ScenesConfig(resolution=128), threads=8),
+        data=DataConfig(scenes=ScenesConfig(resolution=128), reading=Reading(threads=8)),
         train=TrainConfig(steps=30_000, batch_size=128, checkpoint_every=2_000, ema_decay=0.999),
         optimizer=OptimizerConfig(learning_rate=3e-4, b1=0.9, b2=0.99, warmup_steps=1_000, clip_norm=1.0),
         loss=LossConfig(perceptual_network="teacher", discriminator_start=10_000, discriminator_settled=20_000),

@@ -14,6 +14,7 @@ import dataclasses
 
 from dualtoken_jax.config import Config, LossConfig, TeacherConfig, TrainConfig
 from dualtoken_jax.data.dataset import DataConfig
+from dualtoken_jax.data.reading import Reading
 from dualtoken_jax.models.decoder import DecoderConfig
 from dualtoken_jax.models.dualtoken import DualTokenConfig
 from dualtoken_jax.models.quantizer import QuantizerConfig
@@ -140,7 +141,9 @@ def _run(name: str, model: DualTokenConfig, teacher: str, batch_size: int = 256,
         name=name,
         task="tokenizer",
         model=model,
-        data=DataConfig(source="folder", path="data/images", augment=True, threads=16, eval_examples=50_000),
+        data=DataConfig(
+            source="folder", path="data/images", augment=True, reading=Reading(threads=16), eval_examples=50_000
+        ),
         train=TrainConfig(steps=20 * epoch, batch_size=batch_size, checkpoint_every=2_000),
         optimizer=OptimizerConfig(),
         loss=LossConfig(

@@ -117,6 +117,8 @@ def to_config_dict(config) -> ConfigDict:
             value = to_config_dict(value)
         elif value is None:
             value = _placeholder(hint)
+        elif isinstance(value, tuple):
+            value = tuple(to_config_dict(item) if dataclasses.is_dataclass(item) else item for item in value)
         result[name] = value
     return result.lock()
 
@@ -166,7 +168,11 @@ def flatten(config, prefix: str = "") -> dict[str, Any]:
     flat = {}
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), prefix + field.name
-        flat |= flatten(value, name + ".") if dataclasses.is_dataclass(value) else {name: value}
+        nested = {name: value}
+        if isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+            nested = {f"{name}[{number}]": item for number, item in enumerate(value)}
+        for inner, item in nested.items():
+            flat |= flatten(item, inner + ".") if dataclasses.is_dataclass(item) else {inner: item}
     return flat
 
 

@@ -36,7 +36,16 @@ def _run_requirements(config):
         f"data.scenes.resolution {data.scenes.resolution} must equal model.siglip.image_size "
         f"{config.model.siglip.image_size}",
     )
-    yield data.source != "folder" or data.path, "data.source 'folder' needs data.path, the folder of images"
+    yield data.source == "scenes" or data.path, f"data.source {data.source!r} needs data.path, the pictures' folder"
+    yield not data.eval_path or data.source in ("folder", "shards"), "data.eval_path is for folders and prepared shards"
+    for name in ("weight", "shuffle_block", "shuffle_window"):
+        yield getattr(data, name) >= 1, f"data.{name} {getattr(data, name)} must be at least 1"
+    for number, one in enumerate(data.mixture):
+        yield one.weight >= 1, f"data.mixture[{number}].weight {one.weight} must be at least 1"
+        yield one.source == "scenes" or one.path, f"data.mixture[{number}] needs a path, the pictures' folder"
+    reading = data.reading
+    yield min(reading.threads, reading.workers) >= 0, f"data.reading {reading} must not have negative counts"
+    yield reading.stall_seconds > 0, f"data.reading.stall_seconds {reading.stall_seconds} must be positive"
     yield (
         train.evaluate_every is None or train.evaluate_every >= 1,
         f"train.evaluate_every {train.evaluate_every} must be at least 1, or None to evaluate at the end only",

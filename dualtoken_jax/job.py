@@ -19,7 +19,8 @@ from dualtoken_jax.checkpoint import (
 from dualtoken_jax.config import Config, ConfigError, teacher_config
 from dualtoken_jax.config_checks import check
 from dualtoken_jax.data.bad_images import TooManyBadImages
-from dualtoken_jax.data.dataset import DataConfig, open_source
+from dualtoken_jax.data.dataset import DataConfig, open_source, open_training
+from dualtoken_jax.data.reading import DataError
 from dualtoken_jax.data.text import open_fitting_tokenizer, text_tokenizer_file
 from dualtoken_jax.evaluation.report import format_value, write_report
 from dualtoken_jax.interop.lpips import load_lpips
@@ -34,7 +35,7 @@ from dualtoken_jax.text_tokenizer_copy import keep_text_tokenizer, with_kept_tex
 
 log = logging.getLogger("dualtoken_jax")
 Interrupted = loop.Interrupted
-EXPECTED_ERRORS = (ConfigError, CheckpointError, loop.NonFiniteError, TooManyBadImages, OSError, ValueError)
+EXPECTED_ERRORS = (ConfigError, CheckpointError, loop.NonFiniteError, TooManyBadImages, DataError, OSError, ValueError)
 
 
 def run(config: Config, workdir: Path) -> dict:
@@ -47,7 +48,7 @@ def run(config: Config, workdir: Path) -> dict:
 
 def preflight(config: Config, workdir: Path) -> None:
     """Finds out at once what would stop the run after the teacher; keeps compiled programs for a restart."""
-    open_source(config.data, config.seed, "train")
+    open_training(config.data, config.seed)
     mesh = sharding.make_mesh(config.mesh)
     runs = [config]
     if config.task == "tokenizer" and not config.teacher.path:
@@ -188,7 +189,7 @@ def teacher_data(config: Config) -> DataConfig:
     """The tokenizer's own pictures where they come with words, otherwise the scenes."""
     if config.data.source == "folder" and not open_source(config.data, config.seed, "train").has_captions:
         log.info("%s has neither captions nor labels: the teacher learns from rendered scenes", config.data.path)
-        return DataConfig(threads=config.data.threads, scenes=config.data.scenes)
+        return DataConfig(reading=config.data.reading, scenes=config.data.scenes)
     return config.data
 
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from dualtoken_jax import sharding
 from dualtoken_jax.checkpoint import Checkpoints, claim_workdir, save_frozen
 from dualtoken_jax.config import Config
-from dualtoken_jax.data.dataset import open_source
+from dualtoken_jax.data.dataset import TrainingData, open_training
 from dualtoken_jax.data.pipeline import Batches, batches
 from dualtoken_jax.data.text import open_text_tokenizer
 from dualtoken_jax.evaluation.measure import Measurement, measure
@@ -56,9 +56,10 @@ def run(config: Config, workdir: Path, frozen: dict | None = None, begin: dict |
     if frozen:
         save_frozen(workdir, frozen)
     with jax.set_mesh(mesh), StopRequest() as stop:
-        state, position = start_state(task, config, mesh, checkpoints, frozen or {}, begin or {})
-        step = int(state.step)
-        data = training_data(config, position)
+        training = open_training(config.data, config.seed)
+        state, saved = start_state(task, config, mesh, checkpoints, frozen or {}, begin or {})
+        step, position = int(state.step), training.position(saved) if saved else 0
+        data = host_batches(training, config, position)
         writer = MetricWriter(workdir, step)
         progress = Progress(config, step, writer)
         # The state keeps its placement; left to the compiler it may move, and the second step compiles again.
@@ -72,7 +73,7 @@ def run(config: Config, workdir: Path, frozen: dict | None = None, begin: dict |
                 stopping = stop.at(step)
                 done = step >= train.steps or stopping
                 if done or _due(step, train.checkpoint_every, train.steps):
-                    checkpoints.save(state, position)
+                    checkpoints.save(state, training.state(position))
                 if done:
                     break
                 batch = sharding.to_global(next(data), mesh)
@@ -97,33 +98,34 @@ def counted_step(task, state: TrainState, batch: dict[str, jax.Array]) -> tuple[
 
 def start_state(
     task, config: Config, mesh: Mesh, checkpoints: Checkpoints, frozen: dict, begin: dict
-) -> tuple[TrainState, int]:
-    """The newest checkpoint, or a fresh state, born sharded; with the position of the next example."""
+) -> tuple[TrainState, dict]:
+    """The newest checkpoint with its data's state, or a fresh state, born sharded, with {}."""
     key = jax.random.key(config.seed)
     shapes = jax.eval_shape(task.init_state, key, frozen)
     places = sharding.place(shapes, mesh)
     frozen = jax.device_put(frozen, places.frozen)
     if checkpoints.latest is None:
         state = jax.jit(task.init_state, out_shardings=places)(key, frozen)
-        return state.replace(**{name: jax.device_put(v, getattr(places, name)) for name, v in begin.items()}), 0
+        return state.replace(**{name: jax.device_put(v, getattr(places, name)) for name, v in begin.items()}), {}
     like = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
-    state, position = checkpoints.restore(like)
+    state, data = checkpoints.restore(like)
     log.info("resuming from step %d in %s", int(state.step), checkpoints.workdir)
-    return state.replace(frozen=frozen), position
+    return state.replace(frozen=frozen), data
 
 
-def training_data(config: Config, position: int) -> Batches:
-    """This host's batches from `position` on."""
+def host_batches(training: TrainingData, config: Config, position: int) -> Batches:
+    """This host's training batches from `position` on."""
     siglip = config.model.siglip
     return batches(
-        open_source(config.data, config.seed, "train"),
+        training.source,
         open_text_tokenizer(config.text_tokenizer, siglip.text_length).encode,
         resolution=siglip.image_size,
         batch_size=config.train.batch_size,
-        seed=config.seed,
+        order=training.order,
         start=position,
         augment=config.data.augment,
-        threads=config.data.threads,
+        decoding=config.data.decoding,
+        reading=config.data.reading,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

@@ -85,12 +85,12 @@ def encode_pictures(tokenizer: api.ImageTokenizer, flags: argparse.Namespace) ->
 def open_pictures(flags: argparse.Namespace) -> tuple[Source, int]:
     """The source that the flags name, and the threads that read it."""
     if flags.images:
-        return Files(flags.images), DataConfig().threads
+        return Files(flags.images), DataConfig().reading.threads
     if flags.path:
         data = DataConfig(source=flags.source, path=flags.path)
-        return open_source(data, 0, flags.split or "all"), data.threads
+        return open_source(data, 0, flags.split or "all"), data.reading.threads
     config = load_config(flags.workdir)
-    return open_source(config.data, config.seed, flags.split), config.data.threads
+    return open_source(config.data, config.seed, flags.split), config.data.reading.threads
 
 
 def encoded(tokenizer: api.ImageTokenizer, groups: Iterator[list[Picture]], problems: list[str]) -> Iterator[Record]:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import tiny_config
+from PIL import Image
 
 from dualtoken_jax import job, loop
 from dualtoken_jax.checkpoint import Checkpoints, load_config, load_frozen
@@ -92,6 +93,25 @@ def test_another_config_is_refused_with_the_difference(frozen, tmp_path):
         loop.run(_config(steps=3), tmp_path, frozen)
     loop.run(_config(steps=2, log_every=1), tmp_path, frozen)  # how often it logs is no part of what it is
     assert load_config(tmp_path).train.steps == 2
+
+
+def test_moved_pictures_are_the_same_and_others_are_refused_with_the_difference(frozen, tmp_path):
+    def trained(folder, steps):
+        data = dataclasses.replace(_config().data, source="folder", path=str(folder))
+        config = dataclasses.replace(_config(steps=steps, checkpoint_every=1), data=data)
+        return loop.run(config, tmp_path / "run", frozen)
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(20):
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(folder / f"{number}.png")
+    trained(folder, 2)
+    moved = folder.rename(tmp_path / "moved")
+    trained(moved, 2)
+    for file in list(moved.iterdir())[:9]:
+        file.unlink()
+    with pytest.raises(ValueError, match=r"(?s)other data.*\n  sizes: \[\d+\] → \[\d+\].*\n  sources: .*init_path"):
+        trained(moved, 2)
 
 
 def test_a_run_whose_steps_are_never_finite_stops_and_says_which_terms(frozen, tmp_path):

@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from dualtoken_jax.data import bad_images, order, pipeline
+from dualtoken_jax.data.order import Order
+from dualtoken_jax.data.reading import Reading
 from dualtoken_jax.data.sources import Example, Folder
 
 RESOLUTION = 8
@@ -62,17 +64,18 @@ def png(value):
     return buffer.getvalue()
 
 
-def train(source, count, *, batch_size=8, seed=0, start=0, augment=False, threads=2, host=0, hosts=1):
+def train(source, count, *, batch_size=8, seed=0, start=0, augment=False, threads=2, workers=0, host=0, hosts=1):
     """The first `count` batches of one host, and the iterator."""
     iterator = pipeline.batches(
         source,
         encode,
+        order=Order((len(source),), (1,), seed),
         resolution=RESOLUTION,
         batch_size=batch_size,
-        seed=seed,
         start=start,
         augment=augment,
-        threads=threads,
+        decoding="exact",
+        reading=Reading(threads, workers, stall_seconds=60),
         process_index=host,
         process_count=hosts,
     )
@@ -91,6 +94,8 @@ def evaluate(source, *, batch_size=8, limit=None, host=0, hosts=1):
         limit=limit,
         process_index=host,
         process_count=hosts,
+        decoding="exact",
+        reading=Reading(),
     )
     return list(iterator), iterator
 
@@ -238,8 +243,10 @@ def test_evaluation_gives_bad_files_no_weight_and_no_substitute():
 def test_impossible_requests_are_named():
     with pytest.raises(ValueError, match="batch_size 8 .* hosts, 3"):
         train(Numbered(5), 1, hosts=3)
-    with pytest.raises(ValueError, match="no examples"):
+    with pytest.raises(ValueError, match="at least 1 example"):
         train(Numbered(0), 1)
+    with pytest.raises(ValueError, match="no examples"):
+        evaluate(Numbered(0))
     with pytest.raises(ValueError, match="-8"):
         train(Numbered(5), 1, start=-8)
     with pytest.raises(ValueError, match="process_index 2"):

@@ -1,6 +1,6 @@
 """The embedded dataset: captioned, labelled scenes of one to three objects, rendered from (seed, split, index)."""
 
-from dataclasses import dataclass
+import dataclasses
 from typing import Literal
 
 import numpy as np
@@ -18,10 +18,11 @@ from dualtoken_jax.data.scene_rendering import (
     uniform,
 )
 from dualtoken_jax.data.scene_shapes import TEXTURES
-from dualtoken_jax.data.sources import Example
+from dualtoken_jax.data.sources import Example, digest_of
 
 __all__ = ["WORDS", "SceneDescription", "Scenes", "ScenesConfig"]
 
+VERSION = 1  # of what is rendered and said
 _SPLITS = ("train", "eval")
 _RADIUS = np.array(list(SIZES.values()), np.float32)
 _PAIRS = np.array([(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0)])  # sizes of two objects that fit side by side
@@ -29,7 +30,7 @@ _CORNERS = np.array([(1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2)])  # quarters of
 _MARGIN = np.float32(0.008)  # clear of the frame and of each other, fraction of the side
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ScenesConfig:
     """Settings of the scenes; an impossible one raises ValueError when the config is made."""
 
@@ -75,6 +76,7 @@ class Scenes:
         _check(split in _SPLITS, "split", split, 'use "train" or "eval"')
         _check(0 <= seed < 2**63, "seed", seed, "use an integer from 0 to 2**63 - 1")
         self._config = config
+        self.fingerprint = digest_of([f"scenes {VERSION}", repr(config), str(seed), split])
         self._seed = mix(mix(np.array([seed], np.uint64)) + np.uint64(1))
         self._split = np.uint64(_SPLITS.index(split))
 

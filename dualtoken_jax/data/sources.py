@@ -22,12 +22,25 @@ class Source(Protocol):
     """What every source offers; reading must be thread-safe and free of hidden state."""
 
     class_names: tuple[str, ...]  # empty where the source has no labels
+    fingerprint: str  # digest of what determines which example has which index; the same on every host
 
     def __len__(self) -> int: ...
 
     def read(self, indices: np.ndarray) -> list[Example]:
-        """Examples at `indices` (int64 [n], each in [0, len)), in that order. OSError where storage fails."""
+        """Examples at `indices` (int64 [n], each in [0, len)), in that order.
+
+        Raises OSError where storage fails; BadImage where an example's own bytes are known to be bad. Asked for one by
+        one, the other examples can still be had.
+        """
         ...
+
+
+def digest_of(names: Sequence[str]) -> str:
+    """A fingerprint of a list of names, or of other fingerprints."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in names:
+        digest.update(os.fsencode(name) + b"\0")  # no file name holds a zero byte
+    return digest.hexdigest()
 
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
@@ -41,6 +54,11 @@ class Files:
     def __init__(self, paths: Sequence[str | os.PathLike]) -> None:
         """Opens nothing."""
         self._paths = list(paths)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the paths as they were given, in their order."""
+        return digest_of([os.fspath(path) for path in self._paths])
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -58,6 +76,11 @@ class Selection:
         """Reads nothing."""
         self._source, self._indices = source, np.asarray(indices, np.int64)
         self.class_names = source.class_names
+
+    @property
+    def fingerprint(self) -> str:
+        """See Source."""
+        return digest_of([self._source.fingerprint, self._indices.tobytes().hex()])
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -102,6 +125,11 @@ class Folder:
         self._files = _split_files(found, split, eval_fraction)
         self._captioned = captioned
         self._labels = {name: label for label, name in enumerate(self.class_names)}
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the names of this split's files inside the folder, in their order."""
+        return digest_of(self._files)
 
     @property
     def has_captions(self) -> bool:

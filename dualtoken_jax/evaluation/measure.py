@@ -66,7 +66,8 @@ def _collect(task, state, source: Source, config: Config, mesh) -> dict[str, Any
         limit=config.data.eval_examples,
         process_index=host[0],
         process_count=host[1],
-        threads=config.data.threads,
+        decoding=config.data.decoding,
+        reading=config.data.reading,
     )
     rows, sums, codes, images = [], [], {}, []
     for batch in batches:

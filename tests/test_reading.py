@@ -1,0 +1,198 @@
+"""Threads, worker processes and what becomes of those that die or hang: none of it changes a batch."""
+
+import gc
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_pipeline import RESOLUTION, Listed, Numbered, assert_same, encode, joined, png, train
+
+from dualtoken_jax.data import pipeline, reader
+from dualtoken_jax.data.mixture import Mixture
+from dualtoken_jax.data.order import Order
+from dualtoken_jax.data.reading import DataError, Reading
+from dualtoken_jax.data.sources import Example
+
+
+def mixed(count, reading, *, start=0, host=0, hosts=1, batch_size=16):
+    """Batches of two sources, three to one, blocks of 4 in windows of 8, with random crops."""
+    source = Mixture([Numbered(200, side=11), Numbered(48, side=9)])
+    iterator = pipeline.batches(
+        source,
+        encode,
+        order=Order(source.sizes, (3, 1), seed=1, block=4, window=8),
+        resolution=RESOLUTION,
+        batch_size=batch_size,
+        start=start,
+        augment=True,
+        decoding="exact",
+        reading=reading,
+        process_index=host,
+        process_count=hosts,
+    )
+    try:
+        return [next(iterator) for _ in range(count)]
+    finally:
+        iterator.close()
+
+
+def test_hosts_and_threads_change_no_batch_of_a_mixture():
+    whole = mixed(30, Reading(threads=0))
+    for hosts in (2, 4, 8, 16):
+        parts = [mixed(30, Reading(threads=hosts % 3), host=host, hosts=hosts) for host in range(hosts)]
+        assert_same(joined(parts), whole)
+
+
+def test_resuming_at_random_positions_changes_no_batch():
+    whole = mixed(120, Reading())
+    for step in np.random.default_rng(0).integers(0, 118, 25):
+        assert_same(mixed(2, Reading(threads=1), start=int(step) * 16), whole[step : step + 2])
+
+
+@pytest.mark.parametrize(
+    "workers", [1, pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)]
+)
+def test_workers_change_no_batch(workers):
+    assert_same(mixed(20, Reading(threads=1, workers=workers), start=32), mixed(20, Reading(), start=32))
+
+
+class Spied(Numbered):
+    """Tells what the process that reads it has loaded, in its captions."""
+
+    def read(self, indices):
+        import sys
+
+        bridge = sys.modules.get("jax._src.xla_bridge")
+        state = f"{os.getpid()} {bool(bridge and bridge._backends)} {os.environ.get('JAX_PLATFORMS')}"
+        return [Example(np.zeros((8, 8, 3), np.uint8), state, None) for _ in indices]
+
+
+def spy_encode(captions):
+    """Characters as tokens, up to 40."""
+    return np.array([[ord(c) for c in caption.ljust(40)[:40]] for caption in captions], np.int32)
+
+
+class Dying(Numbered):
+    """The process that reads example 30 is killed, as by the kernel when memory runs out."""
+
+    def read(self, indices):
+        if 30 in indices:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(indices)
+
+
+def stream(source, reading, encode=encode):
+    """Training batches of one source, in order of their numbers as far as its seed has it."""
+    return pipeline.batches(
+        source,
+        encode,
+        order=Order((len(source),), (1,), 0),
+        resolution=RESOLUTION,
+        batch_size=8,
+        start=0,
+        augment=False,
+        decoding="exact",
+        reading=reading,
+        process_index=0,
+        process_count=1,
+    )
+
+
+def test_a_dead_worker_is_an_error_within_seconds_and_no_worker_touches_a_backend():
+    spied = stream(Spied(64), Reading(threads=1, workers=1), spy_encode)
+    process, initialised, platform = "".join(map(chr, next(spied)["text"][0])).split()
+    spied.close()
+    assert int(process) != os.getpid() and (initialised, platform) == ("False", "cpu")
+    dying = stream(Dying(64), Reading(threads=1, workers=1))
+    with pytest.raises(DataError, match="(?s)exit code -9.*data.reading.workers"):
+        for _ in range(64):
+            next(dying)
+    with pytest.raises(DataError, match="exit code -9"):
+        next(dying)
+    dying.close()
+
+
+class Hanging(Numbered):
+    """The first read never returns until it is released."""
+
+    def __init__(self, size):
+        super().__init__(size)
+        self.released = threading.Event()
+
+    def read(self, indices):
+        self.released.wait()
+        return super().read(indices)
+
+
+def test_a_hang_is_an_error_that_shows_the_stacks(capfd):
+    source = Hanging(64)
+    iterator = stream(source, Reading(threads=1, stall_seconds=0.3))
+    with pytest.raises(DataError, match="no batch came for 0.3 s"):
+        next(iterator)
+    source.released.set()
+    iterator.close()
+    assert "in read" in capfd.readouterr().err
+
+
+class Failing(Listed):
+    """Storage that is away for the first few reads."""
+
+    def __init__(self, files, failures):
+        super().__init__(files)
+        self.failures = failures
+
+    def read(self, indices):
+        if self.failures > 0:
+            self.failures -= 1
+            raise TimeoutError("the storage does not answer")
+        return super().read(indices)
+
+
+def test_storage_that_fails_for_a_while_loses_nothing(monkeypatch, caplog):
+    waited = []
+    monkeypatch.setattr(reader.time, "sleep", waited.append)
+    files = [png(value) for value in range(60)]
+    with caplog.at_level(logging.WARNING):
+        found, iterator = train(Failing(files, failures=40), 3, threads=0)
+    assert_same(found, train(Listed(files), 3)[0])
+    assert iterator.bad.total == 0
+    assert len(waited) == 5 and waited == sorted(waited)  # 40 failures are 4 rounds of 1 + 8, and 1 + 3 of a fifth
+    assert "the storage does not answer" in caplog.text
+
+
+def test_storage_that_stays_away_counts_as_lost():
+    lost = reader.Reader(Failing([png(0)] * 9, 10**9), encode, RESOLUTION, "exact", patience=0)
+    batch, problems = lost.batch(np.arange(3), [None] * 3)
+    assert (batch["weight"] == 0).all()
+    assert [str(problem[1]) for problem in problems] == ["unreadable: the storage does not answer"] * 3
+
+
+def left_open():
+    """Threads and open files of this process, names in shared memory."""
+    gc.collect()  # Grain's queues stand in reference cycles
+    shared = Path("/dev/shm")
+    return (
+        threading.active_count(),
+        len(os.listdir("/proc/self/fd")),
+        len(list(shared.iterdir())) if shared.exists() else 0,
+    )
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files where Linux lists them")
+def test_nothing_is_left_behind():
+    mixed(2, Reading(threads=2, workers=1))  # what stays from the first time on is Grain's and Python's own
+    before = left_open()
+    for _ in range(3):
+        mixed(3, Reading(threads=2, workers=1))
+        mixed(3, Reading(threads=2))
+    deadline = time.monotonic() + 10
+    while any(more > less for more, less in zip(left_open(), before, strict=True)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    threads, files, shared = (more - less for more, less in zip(left_open(), before, strict=True))
+    assert threads <= 0 and shared <= 0
+    assert files <= 2
