@@ -120,7 +120,7 @@ def _train(
         data.close()
         writer.close()
         checkpoints.close()
-    if stopping:
+    if stopping or guards.stop.requested:  # also while the last step was saved
         raise Interrupted(f"stopped after step {step} of {train.steps}; saved in {workdir}, the same command resumes")
     return state
 
