@@ -34,6 +34,10 @@ _RUNTIME = (
     "train.keep_checkpoints",
     "train.evaluate_every",
     "data.eval_examples",
+    # How a step is spread over devices and memory; any state restores on any mesh.
+    "mesh.",
+    "model.siglip.remat",
+    "model.siglip.unroll",
 )
 
 

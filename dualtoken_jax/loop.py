@@ -59,7 +59,7 @@ def run(config: Config, workdir: Path, frozen: dict | None = None, begin: dict |
         training = open_training(config.data, config.seed)
         state, saved = start_state(task, config, mesh, checkpoints, frozen or {}, begin or {})
         step, position = int(state.step), training.position(saved) if saved else 0
-        data = host_batches(training, config, position)
+        data = host_batches(training, config, mesh, position)
         writer = MetricWriter(workdir, step)
         progress = Progress(config, step, writer)
         # The state keeps its placement; left to the compiler it may move, and the second step compiles again.
@@ -113,7 +113,7 @@ def start_state(
     return state.replace(frozen=frozen), data
 
 
-def host_batches(training: TrainingData, config: Config, position: int) -> Batches:
+def host_batches(training: TrainingData, config: Config, mesh: Mesh, position: int) -> Batches:
     """This host's training batches from `position` on."""
     siglip = config.model.siglip
     return batches(
@@ -126,8 +126,7 @@ def host_batches(training: TrainingData, config: Config, position: int) -> Batch
         augment=config.data.augment,
         decoding=config.data.decoding,
         reading=config.data.reading,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=sharding.host_rows(config.train.batch_size, mesh),
     )
 
 
