@@ -88,7 +88,7 @@ def _train(
         position = training.position(saved) if saved else 0
     step, compiled = int(state.step), False
     guards.clock.resumed(step)
-    data, writer = host_batches(training, config, position), MetricWriter(workdir, step)
+    data, writer = host_batches(training, config, mesh, position), MetricWriter(workdir, step)
     progress = Progress(config, step, writer, guards.clock, data.bad)
     # The state keeps its placement; left to the compiler it may move, and the second step compiles again.
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -155,7 +155,7 @@ def start_state(
     return state.replace(frozen=frozen), data
 
 
-def host_batches(training: TrainingData, config: Config, position: int) -> Batches:
+def host_batches(training: TrainingData, config: Config, mesh: Mesh, position: int) -> Batches:
     """This host's training batches from `position` on."""
     siglip = config.model.siglip
     return batches(
@@ -168,8 +168,7 @@ def host_batches(training: TrainingData, config: Config, position: int) -> Batch
         augment=config.data.augment,
         decoding=config.data.decoding,
         reading=config.data.reading,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=sharding.host_rows(config.train.batch_size, mesh),
     )
 
 
