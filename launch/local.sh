@@ -17,7 +17,7 @@
 set -euo pipefail
 
 usage() {
-  sed -n '2,/^set/s/^# \{0,1\}//p' "$0" | sed '$d' >&2
+  sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
   echo "error: $1" >&2
   exit 2
 }
@@ -50,7 +50,8 @@ environment() { # of process $1 with the coordinator at port $2
 
 if $dry_run; then
   for ((rank = 0; rank < count; rank++)); do
-    printf '%s%s >>%q\n' "$(environment "$rank" PORT) " "$(printf '%q ' "${command[@]}")" "$logs/process_$rank.log"
+    environment "$rank" PORT | tr '\n' ' '
+    printf '%q ' "${command[@]}" && printf '>>%q 2>&1 &\n' "$logs/process_$rank.log"
   done
   exit 0
 fi
@@ -87,7 +88,7 @@ attempt() {
   while ((first == 0 && ${#pids[@]})); do
     local ended=''
     wait -n -p ended "${pids[@]}" || first=$?
-    if [[ ! $ended ]]; then # a signal to this script, not an end
+    if [[ ! ${ended:-} ]]; then # a signal to this script, not an end
       first=0
       continue
     fi

@@ -29,7 +29,7 @@
 set -euo pipefail
 
 usage() {
-  sed -n '2,/^set/s/^# \{0,1\}//p' "$0" | sed '$d' >&2
+  sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
   echo "error: $1" >&2
   exit 2
 }
@@ -60,7 +60,6 @@ while (($#)); do
   shift
 done
 main_flags=("$@")
-cd "$(dirname "$0")/.."
 needed=(name zone)
 case $command in
   create) needed+=(type) ;;
@@ -88,6 +87,7 @@ if [[ ! $runtime ]]; then
   esac
 fi
 
+cd "$(dirname "$0")/.."
 where=("--zone=$zone")
 [[ ! $project ]] || where+=("--project=$project")
 
