@@ -120,7 +120,7 @@ def fill(file: str, **values) -> str:
 def may_submit(options: argparse.Namespace) -> bool:
     """Whether no run of that name is going on or finished; a failed one is deleted to make place."""
     where = ("jobset", options.name, f"--namespace={options.namespace}")
-    found = kubectl("get", *where, "--ignore-not-found", "--output=jsonpath={.metadata.name}/{.status.terminalState}")
+    found = kubectl("get", *where, "--ignore-not-found", "--output=jsonpath={.metadata.name}/{.status.terminalState}").strip()
     if found in ("", "/"):
         return True
     state = found.partition("/")[2]
