@@ -125,7 +125,8 @@ def test_babysit_recreates_what_was_preempted_and_resumes(place, how):
         assert flags == f"-m dualtoken_jax.main {workdir} --config=configs/tokenizer.py:so400m_384 --x=a b"
     assert "restart 2 of 100" in output and "finished" in output.splitlines()[-1]
     before = starts(place)
-    assert babysit(place)[0] == 0 and starts(place) == [*before[:3], "0.4", *before[3:], "1.4"]  # main finds it finished
+    assert babysit(place)[0] == 0  # main finds out that it is finished
+    assert starts(place) == [*before[:3], "0.4", *before[3:], "1.4"]
     assert cloud_calls(place) == ["create", "delete", "create"]
 
 
@@ -193,8 +194,8 @@ def test_wrong_usage_is_2_and_says_what(place, words, message):
 
 
 def local(place: Path, *options) -> tuple[str, ...]:
-    fake = f"PYTHON={FAKES / 'python'}"
-    return ("env", fake, "launch/local.sh", 2, f"--logs={place / 'logs'}", "--backoff=0", "--grace=1", *options, "--", "-x")
+    python, logs = f"PYTHON={FAKES / 'python'}", f"--logs={place / 'logs'}"
+    return ("env", python, "launch/local.sh", 2, logs, "--backoff=0", "--grace=1", *options, "--", "-x")
 
 
 @pytest.mark.parametrize(
@@ -257,11 +258,11 @@ def submit(place: Path) -> tuple[int, str]:
 def test_submit_resumes_what_failed_and_leaves_the_rest_alone(place):
     jobset, applied = place / "cloud" / "jobset", place / "cloud" / "applied"
     assert submit(place)[0] == 0 and applied.read_text() == (EXPECTED / "jobset.yaml").read_text()
-    for state, message, again in (("", "submitted already", False), ("Completed", "finished", False), ("Failed", "", True)):
+    answers = {"": "my-run is submitted already\n", "Completed": "my-run is finished already\n", "Failed": ""}
+    for state, answer in answers.items():
         applied.unlink(missing_ok=True)
         jobset.write_text(state)
-        code, output = submit(place)
-        assert code == 0 and message in output and applied.exists() == again
+        assert submit(place) == (0, answer) and applied.exists() == (state == "Failed")
     deleted = [line for line in (place / "cloud" / "calls").read_text().splitlines() if line.startswith("delete")]
     assert deleted == ["delete jobset my-run --namespace=default --wait"]
 
@@ -306,7 +307,7 @@ def test_run_and_queue_name_the_same_nodes():
 
 @pytest.mark.parametrize("file", ["jobset.yaml", "jobset_claim.yaml"])
 def test_jobset_fits_the_published_schema(file):
-    """Every field is known to JobSet v1alpha2, Job and Pod, with the right type; rules between fields are not checked."""
+    """JobSet v1alpha2, Job and Pod know every field, with that type; rules between fields are not checked."""
     models = pytest.importorskip("kubeflow_trainer_api.models")
     (jobset,) = documents(file)
     assert kept(jobset, models.JobsetV1alpha2JobSet.from_dict(jobset).to_dict()) == []

@@ -4,8 +4,8 @@ run    submits the training as a JobSet; same --name = resume. One that runs or 
        failed is deleted and submitted again
 queue  makes the Kueue queue that `run` names, once per cluster
 
-Needs kubectl with the cluster's credentials, and nothing else than Python. Exit codes: 0 submitted, running or finished;
-1 kubectl failed; 2 wrong usage.
+Needs kubectl with the cluster's credentials, and nothing else than Python.
+Exit codes: 0 submitted, running or finished; 1 kubectl failed; 2 wrong usage.
 """
 
 import argparse
@@ -120,10 +120,10 @@ def fill(file: str, **values) -> str:
 def may_submit(options: argparse.Namespace) -> bool:
     """Whether no run of that name is going on or finished; a failed one is deleted to make place."""
     where = ("jobset", options.name, f"--namespace={options.namespace}")
-    found = kubectl("get", *where, "--ignore-not-found", "--output=jsonpath={.metadata.name}/{.status.terminalState}").strip()
-    if found in ("", "/"):
+    asked = "--output=jsonpath={.metadata.name}/{.status.terminalState}"
+    found, _, state = kubectl("get", *where, "--ignore-not-found", asked).strip().partition("/")
+    if not found:
         return True
-    state = found.partition("/")[2]
     if state == "Failed":
         print(kubectl("delete", *where, "--wait"), end="")
         return True
