@@ -1,7 +1,12 @@
 """The only file that knows Orbax: asynchronous, atomic checkpoints of the whole train state."""
 
+import contextlib
 import json
+import logging
 import re
+import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -9,8 +14,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import serialization
+from jax.experimental import multihost_utils
 
 from dualtoken_jax import config as config_lib
+from dualtoken_jax import integrity
 from dualtoken_jax.config import Config, ConfigError
 from dualtoken_jax.metric_writer import write_atomically
 from dualtoken_jax.tasks.state import TrainState
@@ -27,8 +34,16 @@ _RUNTIME = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.evaluate_every",
+    "train.max_rollbacks",
+    "train.hang_seconds",
     "data.eval_examples",
 )
+
+
+_TIMES = "_CHECKPOINT_METADATA"  # Orbax adds the time of the commit after the seal; no restore depends on it
+_NONE = -1  # no step, where an integer must be
+
+log = logging.getLogger("dualtoken_jax")
 
 
 class CheckpointError(RuntimeError):
@@ -36,20 +51,34 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """The checkpoints of one workdir."""
+    """The checkpoints of one workdir, each sealed (see integrity.py) before it is committed."""
 
     def __init__(self, workdir: Path, keep: int = 2, read_only: bool = False):
         """`read_only` leaves the folder alone: a run that is writing to it would lose its half-written files."""
-        self.workdir = Path(workdir).absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        if read_only:  # Orbax's own read_only does the same, and warns of it on every start
-            options = ocp.CheckpointManagerOptions(create=False)
-        self._manager = ocp.CheckpointManager(self.workdir / "checkpoints", options=options)
+        self.workdir, self._keep, self._read_only = Path(workdir).absolute(), keep, read_only
+        self._folder = self.workdir / "checkpoints"
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        if self._read_only:  # Orbax's own read_only does the same, and warns of it on every start
+            return ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(create=False))
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep,
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+        )
+        return ocp.CheckpointManager(self._folder, options=options)
 
     @property
     def latest(self) -> int | None:
         """Step of the newest committed checkpoint."""
         return self._manager.latest_step()
+
+    def _seal(self) -> None:
+        """Orbax calls it, in a thread of its own, when all files of a step are written and before it is committed."""
+        if jax.process_index() == 0:
+            for path in self._folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+                integrity.seal(path, without=(_TIMES,))
 
     def save(self, state: TrainState, data: dict) -> None:
         """Starts writing the state, frozen weights left out, and the data's; returns when it is off the device.
@@ -67,8 +96,11 @@ class Checkpoints:
             self._manager.save(step, args=items)
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict]:
-        """The newest state, placed as `like` (of ShapeDtypeStructs with shardings), and the data's."""
-        step = self._newest()
+        """The newest sound state, placed as `like` (of ShapeDtypeStructs with shardings), and the data's.
+
+        A damaged step is put aside and the one before it is taken. Raises CheckpointError where none is sound.
+        """
+        step = self._newest_sound()
         template = serialization.to_state_dict(like.replace(frozen={}))
         items = ocp.args.Composite(state=ocp.args.StandardRestore(template), data=ocp.args.JsonRestore())
         try:
@@ -82,8 +114,8 @@ class Checkpoints:
         return state, found.data
 
     def restore_fields(self, names: tuple[str, ...]) -> dict:
-        """Some fields of the newest state as nested dicts of host arrays; what else is saved is not read."""
-        step = self._newest()
+        """Some fields of the newest sound state as nested dicts of host arrays; what else is saved is not read."""
+        step = self._newest_sound()
         path = epath.Path(self.workdir) / "checkpoints" / str(step) / "state"
         saved = ocp.PyTreeCheckpointHandler().metadata(path).tree
         wanted = _on_one_device({name: saved[name] for name in names})
@@ -94,15 +126,53 @@ class Checkpoints:
             )
         return {name: jax.tree.map(np.asarray, found[name]) for name in names}
 
-    def _newest(self) -> int:
+    def _newest_sound(self) -> int:
+        """The newest step that is as it was written; the same on every host."""
         if self.latest is None:
             raise CheckpointError(f"{self.workdir} holds no finished checkpoint; train first")
-        return self.latest
+        found = self._check_newest() if jax.process_index() == 0 else _NONE
+        if jax.process_count() > 1:
+            found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+        if found == _NONE:
+            raise CheckpointError(
+                f"no checkpoint in {self.workdir} is as it was written; the log above tells what is damaged. "
+                "Restore the folder from a copy, or begin in another --workdir"
+            )
+        self._manager.reload()
+        return found
+
+    def _check_newest(self) -> int:
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            path = self._folder / str(step)
+            problems = integrity.damage(path)
+            if not problems:
+                return step
+            log.error("the checkpoint of step %d is damaged, an older one is taken: %s", step, "; ".join(problems))
+            if not self._read_only:
+                self._put_aside(path)
+        return _NONE
+
+    def _put_aside(self, path: Path) -> None:
+        """Out of the way of the same step, which will be done again; kept for whoever wants to know what happened."""
+        aside = self.workdir / "damaged"
+        aside.mkdir(exist_ok=True)
+        path.rename(aside / f"{path.name}-{time.time_ns()}")
 
     def wait(self) -> None:
         """Blocks until every started write is committed; raises CheckpointError when one failed."""
         with self._explained(None):
             self._manager.wait_until_finished()
+
+    def check(self) -> None:
+        """Raises CheckpointError when a write in the background has failed; waits for none."""
+        with self._explained(None):
+            self._manager.check_for_errors()
+
+    def reopen(self) -> None:
+        """Forgets a failed write, whose error Orbax would raise again and again, and what it left half written."""
+        with contextlib.suppress(Exception):  # the failure that we know of
+            self._manager.close()
+        self._manager = self._open()
 
     def close(self) -> None:
         """Waits and releases the threads."""
@@ -133,19 +203,35 @@ class _Explained:
             ) from error
 
 
+def _on_one_host(act: Callable[[], None]) -> None:
+    """Acts on the first process; the others wait for it."""
+    if jax.process_index() == 0:
+        act()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("checkpoints")
+
+
 def save_frozen(workdir: Path, frozen: dict) -> None:
     """Writes the weights that a run never changes, once."""
     path = Path(workdir).absolute() / FROZEN
-    if not path.exists():
-        with ocp.StandardCheckpointer() as writer:
-            writer.save(path, frozen)
+    if integrity.is_sealed(path):
+        return
+    _on_one_host(lambda: shutil.rmtree(path, ignore_errors=True))  # of a run that was killed while it wrote them
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(path, frozen)
+    _on_one_host(lambda: integrity.seal(path))
 
 
 def load_frozen(workdir: Path) -> dict:
-    """The frozen weights of a run, {} where it has none."""
+    """The frozen weights of a run, {} where it has none. CheckpointError where they are damaged."""
     path = Path(workdir).absolute() / FROZEN
-    if not path.exists():
+    if not integrity.is_sealed(path):
         return {}
+    if problems := integrity.damage(path):
+        raise CheckpointError(
+            f"{path} is damaged: {'; '.join(problems)}. Restore it from a copy; before the first step it may be "
+            "removed, and is made again"
+        )
     with ocp.StandardCheckpointer() as reader:
         like = _on_one_device(reader.metadata(path).item_metadata.tree)
         return jax.tree.map(np.asarray, reader.restore(path, like))
@@ -169,7 +255,9 @@ def claim_workdir(config: Config, workdir: Path) -> None:
     if is_trained(workdir):
         before = load_config(workdir)
         free = _RUNTIME + _kept_inputs(before, config, workdir)
-        lines = [line for line in config_lib.difference(before, config) if not re.sub(r"\[\d+\]", "", line).startswith(free)]
+        lines = [
+            line for line in config_lib.difference(before, config) if not re.sub(r"\[\d+\]", "", line).startswith(free)
+        ]
         if lines:
             listing = "\n  ".join(lines)
             raise ConfigError(

@@ -50,6 +50,8 @@ def _run_requirements(config):
         train.evaluate_every is None or train.evaluate_every >= 1,
         f"train.evaluate_every {train.evaluate_every} must be at least 1, or None to evaluate at the end only",
     )
+    yield train.max_rollbacks >= 0, f"train.max_rollbacks {train.max_rollbacks} must not be negative"
+    yield train.hang_seconds > 0, f"train.hang_seconds {train.hang_seconds} must be positive"
     yield data.eval_examples >= 1, f"data.eval_examples {data.eval_examples} must be at least 1"
     for name in ("fsdp", "tensor"):
         yield getattr(config.mesh, name) >= 1, f"mesh.{name} {getattr(config.mesh, name)} must be at least 1"

@@ -29,13 +29,14 @@ from dualtoken_jax.interop.released import model_shapes
 from dualtoken_jax.interop.siglip import holds_siglip, load_siglip
 from dualtoken_jax.metric_writer import MetricWriter, read_metrics
 from dualtoken_jax.pretrained import open_pretrained
+from dualtoken_jax.saver import NonFiniteState
 from dualtoken_jax.tasks import make_task
 from dualtoken_jax.tasks.state import TrainState
 from dualtoken_jax.text_tokenizer_copy import keep_text_tokenizer, with_kept_text_tokenizer
 
 log = logging.getLogger("dualtoken_jax")
-Interrupted = loop.Interrupted
-EXPECTED_ERRORS = (ConfigError, CheckpointError, loop.NonFiniteError, TooManyBadImages, DataError, OSError, ValueError)
+EXPECTED_ERRORS = (ConfigError, CheckpointError, loop.NonFiniteError, TooManyBadImages, OSError, ValueError)
+RESTARTABLE = (loop.Interrupted, DataError, NonFiniteState)  # what starting again mends
 
 
 def run(config: Config, workdir: Path) -> dict:

@@ -13,10 +13,11 @@ from dualtoken_jax import api
 from dualtoken_jax.checkpoint import load_config
 from dualtoken_jax.config import ConfigError
 from dualtoken_jax.data.dataset import open_source
+from dualtoken_jax.data.prompts import RECIPE, read_prompts
 from dualtoken_jax.data.sources import Folder, Selection, Source, spread
 from dualtoken_jax.evaluation import protocol_report
 from dualtoken_jax.evaluation.fid import InceptionFeatures
-from dualtoken_jax.evaluation.imagenet import RECIPE, check_labels, read_prompts
+from dualtoken_jax.evaluation.imagenet import check_labels
 from dualtoken_jax.evaluation.protocols import PROTOCOLS, Protocol, Weights, measure_protocol
 from dualtoken_jax.evaluation.retrieval import read_captions, retrieval
 from dualtoken_jax.interop.inception import load_inception

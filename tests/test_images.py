@@ -1,18 +1,17 @@
-"""Decoding of everything people keep in image folders, and the two crops."""
+"""Decoding of everything people keep in image folders, and of what only looks like a picture."""
 
 import io
 import pickle
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import stats
-from torch_packages import imported
 
-from dualtoken_jax.data import images
-from dualtoken_jax.data.images import BadImage, decode, resize_crop
+from dualtoken_jax.data import images, jpeg
+from dualtoken_jax.data.images import BadImage, decode
 
 
 def encoded(image, file_format="PNG", **options):
@@ -25,14 +24,25 @@ def noise(height, width, channels=3, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
-def png_header(width, height):
-    """A valid PNG that announces width × height grey pixels and holds next to none."""
+def chunk(kind, body):
+    """One chunk of a PNG."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+def png(width, height, pixels=b"\0", depth=8, colour=0, *more):
+    """A PNG from its parts; by default it announces width × height grey pixels and holds next to none."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    body = [chunk(b"IHDR", header), *more, chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+def webp_header(kind, width, height):
+    """The 30 bytes that announce the size of a WebP, and no picture behind them."""
+    extended = b"\0" * 4 + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    lossless = b"\x2f" + ((width - 1 | height - 1 << 14) & 0xFFFFFFFF).to_bytes(4, "little")
+    lossy = b"\x30\1\0\x9d\x01\x2a" + struct.pack("<HH", width & 0xFFFF, height & 0xFFFF)
+    payload = {b"VP8X": extended, b"VP8L": lossless, b"VP8 ": lossy}[kind]
+    return b"RIFF" + struct.pack("<I", 12 + len(payload)) + b"WEBP" + kind + struct.pack("<I", len(payload)) + payload
 
 
 def reason(data):
@@ -56,6 +66,55 @@ def test_jpeg_colours():
         assert np.abs(decoded.astype(int) - 200).max() <= 3, mode
 
 
+def adobe_transform(data, value):
+    """The JPEG with another colour transform in its Adobe segment: 0 for CMYK, 2 for YCCK."""
+    at = data.index(b"Adobe") + 11
+    return data[:at] + bytes([value]) + data[at + 1 :]
+
+
+def test_inverted_cmyk_and_ycck():
+    """Adobe's files hold inverted inks, in CMYK or in YCCK; both come out as the colours that were put in."""
+    inks = Image.new("CMYK", (16, 16), (0, 200, 100, 30))
+    expected = np.asarray(inks.convert("RGB"))[0, 0].astype(int)
+    cmyk = encoded(inks, "JPEG", quality=95)
+    assert b"Adobe" in cmyk
+    assert np.abs(decode(cmyk)[8, 8] - expected).max() <= 3
+    red, green, blue = 0, 200, 100  # libjpeg makes inverted inks of YCC: read as RGB it holds the inks themselves
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    ycc = (luma, 128 + (blue - luma) / 1.772, 128 + (red - luma) / 1.402)
+    # Pillow writes CMYK only: with what YCCK would hold as inks, and the mark of YCCK.
+    held = Image.new("CMYK", (16, 16), (*(255 - round(value) for value in ycc), 30))
+    assert np.abs(decode(adobe_transform(encoded(held, "JPEG", quality=95), 2))[8, 8] - expected).max() <= 4
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0", "4:1:1", "grey"])
+def test_both_jpeg_decoders_give_the_same_bits(subsampling):
+    """simplejpeg against Pillow, over odd sizes, scans and all scales; else hosts would disagree."""
+    pytest.importorskip("simplejpeg")
+    rng = np.random.default_rng(0)
+    for progressive in (False, True):
+        for width, height in rng.integers(17, 90, (6, 2)):
+            picture = Image.fromarray(noise(5, 7)).resize((int(width), int(height)))
+            options = {"quality": int(rng.integers(20, 99)), "progressive": progressive}
+            if subsampling == "grey":
+                data = encoded(picture.convert("L"), "JPEG", **options)
+            else:
+                data = encoded(picture, "JPEG", subsampling=subsampling, **options)
+            for shrink in (1, 2, 4, 8):
+                image = Image.open(io.BytesIO(data))
+                found = jpeg.decode(data, image, shrink)
+                image.draft(None, (width // shrink, height // shrink))
+                np.testing.assert_array_equal(found, np.asarray(image.convert("RGB")))
+
+
+def test_only_pillow_judges_damaged_and_unusual_jpegs():
+    pytest.importorskip("simplejpeg")
+    whole = encoded(Image.fromarray(noise(64, 64)), "JPEG")
+    cut, inked = whole[: len(whole) // 2], encoded(Image.new("CMYK", (8, 8)), "JPEG")
+    for data in (cut, inked):
+        assert jpeg.decode(data, Image.open(io.BytesIO(data)), 1) is None
+
+
 def test_palette_bilevel_and_grey():
     picture = Image.fromarray(np.repeat(np.array([[0, 255], [255, 0]], np.uint8), 8, 0).repeat(8, 1))
     for mode in ("1", "L", "P", "LA"):
@@ -66,6 +125,24 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
     ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     decoded = decode(encoded(Image.fromarray(ramp)))
     np.testing.assert_array_equal(decoded[..., 0], ramp // 257)
+
+
+@pytest.mark.parametrize("colour, channels", [(2, 3), (4, 2), (6, 4)])
+def test_sixteen_bit_colours_keep_their_high_bytes(colour, channels):
+    """PNG's RGB, grey with alpha and RGBA at 16 bits; opaque."""
+    samples = np.random.default_rng(0).integers(0, 65536, (5, 6, channels)).astype(">u2")
+    if channels % 2 == 0:
+        samples[..., -1] = 65535
+    rows = b"".join(b"\0" + row.tobytes() for row in samples)
+    expected = (samples >> 8).astype(np.uint8)[..., : 3 if channels > 2 else 1]
+    np.testing.assert_array_equal(decode(png(6, 5, rows, 16, colour)), np.broadcast_to(expected, (5, 6, 3)))
+
+
+def test_of_an_animation_the_first_picture_is_taken():
+    frames = [Image.new("RGB", (12, 10), colour) for colour in ("red", "green", "blue")]
+    for file_format, options in (("PNG", {}), ("WEBP", {"lossless": True})):
+        data = encoded(frames[0], file_format, save_all=True, append_images=frames[1:], **options)
+        assert (decode(data) == (255, 0, 0)).all() and decode(data).shape == (10, 12, 3)
 
 
 def test_transparency_is_composited_on_white():
@@ -118,7 +195,7 @@ def test_every_refusal_says_why(monkeypatch):
     assert reason(encoded(Image.new("RGB", (4, 4)), "GIF")) == "not-an-image"
     assert reason(b"\x89PNG\r\n\x1a\n") == "undecodable"
     assert reason(b"\xff\xd8\xff\xe0 and nothing that belongs there") == "undecodable"
-    assert reason(png_header(210, 10)) == "extreme-aspect"
+    assert reason(png(210, 10)) == "extreme-aspect"
     monkeypatch.setattr(images, "MAX_BYTES", 100)
     assert reason(encoded(Image.fromarray(noise(16, 16)))) == "too-many-bytes"
 
@@ -127,9 +204,62 @@ def test_every_refusal_says_why(monkeypatch):
 @pytest.mark.parametrize("side", [30_000, 9_500])
 def test_bombs_are_refused_from_the_header(side, monkeypatch):
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("pixels were decoded"))
-    data = png_header(side, side)
+    data = png(side, side)
     assert len(data) < 100
     assert reason(data) == "too-many-pixels"
+
+
+@pytest.mark.parametrize("kind, side", [(b"VP8X", 16_000_000), (b"VP8X", 9_500), (b"VP8L", 16_384), (b"VP8 ", 16_383)])
+def test_giant_webps_are_refused_before_pillow_allocates_them(kind, side, monkeypatch):
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("Pillow saw it"))
+    assert reason(webp_header(kind, side, side)) == "too-many-pixels"
+    assert reason(webp_header(kind, 10, 2000)) == "extreme-aspect"
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"}])
+def test_sizes_of_good_webps_are_read_right(options):
+    for width, height in ((1, 1), (37, 91), (300, 17)):
+        data = encoded(Image.new("RGB", (width, height)), "WEBP", **options)
+        assert images._webp_size(data) == (width, height)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_giant_jpegs_are_refused_from_the_header(monkeypatch):
+    data = encoded(Image.new("RGB", (8, 8)), "JPEG")
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("pixels were decoded"))
+    at = data.index(b"\xff\xc0") + 5  # height and width, two bytes each
+    for height, width, expected in ((65535, 65535, "too-many-pixels"), (9500, 9500, "too-many-pixels"),
+                                    (40, 65535, "extreme-aspect"), (0, 100, "undecodable")):  # fmt: skip
+        giant = data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
+        for how in ("exact", "fast"):
+            with pytest.raises(BadImage) as caught:
+                images.load(giant, 16, None, how)
+            assert caught.value.reason == expected
+
+
+def test_bombs_in_the_margin_of_a_picture_are_not_unpacked():
+    """Texts and colour profiles that would unpack to 300 MB cost little memory, with the picture or without."""
+    bomb, rows = zlib.compress(bytes(300 * 2**20)), b"\0ab" * 2
+    chunks = [
+        chunk(b"iCCP", b"name\0\0" + bomb),
+        chunk(b"zTXt", b"key\0\0" + bomb),
+        chunk(b"iTXt", b"key\0\1\0\0\0" + bomb),
+    ]
+    del bomb
+    tracemalloc.start()
+    for one in chunks:
+        try:
+            assert decode(png(2, 2, rows, 8, 0, one)).shape == (2, 2, 3)
+        except BadImage:
+            pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 32 * 2**20
+
+
+def test_a_gif_by_the_name_of_jpeg_and_an_error_page_are_no_images():
+    assert reason(b"GIF89a" + bytes(100)) == reason(b"<!DOCTYPE html><title>404</title>") == "not-an-image"
+    assert reason(b"\0" * 5000) == "not-an-image"
 
 
 def test_random_bytes_behind_a_good_header_never_raise_anything_else():
@@ -149,102 +279,3 @@ def test_random_bytes_behind_a_good_header_never_raise_anything_else():
 def test_bad_image_survives_pickling():
     error = pickle.loads(pickle.dumps(BadImage("empty", "no bytes")))
     assert (error.reason, str(error)) == ("empty", "empty: no bytes")
-
-
-def test_a_picture_of_the_right_size_passes_untouched():
-    pixels = noise(32, 32)
-    assert resize_crop(pixels, 32, None) is pixels
-
-
-@pytest.mark.parametrize("height, width", [(48, 32), (32, 48), (47, 33), (16, 200), (8, 8), (100, 101), (1, 1)])
-def test_both_crops_give_the_size_asked_for(height, width):
-    pixels = noise(height, width)
-    for rng in (None, np.random.default_rng(0)):
-        assert resize_crop(pixels, 32, rng).shape == (32, 32, 3)
-
-
-def test_centre_crop_keeps_the_centre():
-    pixels = np.zeros((32, 96, 3), np.uint8)
-    pixels[:, 32:64] = 255
-    assert (resize_crop(pixels, 32, None) == 255).all()
-
-
-def test_resizing_is_antialiased():
-    stripes = np.zeros((256, 256, 3), np.uint8)
-    stripes[:, ::2] = 255
-    for rng in (None, np.random.default_rng(0)):
-        assert np.abs(resize_crop(stripes, 32, rng).astype(int) - 127).max() < 12
-
-
-def test_arrays_of_another_kind_are_refused():
-    with pytest.raises(ValueError, match=r"float32 \(8, 8, 3\)"):
-        resize_crop(np.zeros((8, 8, 3), np.float32), 8, None)
-
-
-def test_random_crops_follow_the_stated_distribution():
-    rng = np.random.default_rng(0)
-    height, width = 600, 800
-    boxes = np.array([images.random_crop_box(height, width, rng) for _ in range(2000)])
-    top, left, crop_height, crop_width = boxes.T
-    assert (top >= 0).all() and (left >= 0).all()
-    assert (top + crop_height <= height).all() and (left + crop_width <= width).all()
-    area = crop_height * crop_width / (height * width)
-    ratio = crop_width / crop_height
-    fits = area > 0.895
-    assert fits.mean() > 0.95  # the rest is the fallback
-    assert 0.9 - 0.005 < area.min() and area.max() <= 1 and ratio.min() > 0.74 and ratio.max() < 1.34
-    slack = crop_height < height - 4  # crops are spread over the free space, and reach both of its ends
-    share = top[slack] / (height - crop_height)[slack]
-    assert 0.45 < share.mean() < 0.55 and share.min() < 0.02 and share.max() > 0.98
-
-
-@pytest.mark.parametrize("height, width, expected", [(100, 400, (0, 133, 100, 133)), (400, 100, (133, 0, 133, 100))])
-def test_long_pictures_fall_back_to_the_central_crop(height, width, expected):
-    assert images.random_crop_box(height, width, np.random.default_rng(0)) == expected
-
-
-def test_crops_are_drawn_as_torchvision_draws_them():
-    """The share of tries that fit, and the mean area, against a direct simulation of the rule."""
-    rng = np.random.default_rng(1)
-    boxes = np.array([images.random_crop_box(500, 500, rng) for _ in range(4000)])
-    area = boxes[:, 2] * boxes[:, 3] / 500**2
-    drawn = np.random.default_rng(2).uniform(0.9, 1.0, (200_000,))
-    ratio = np.exp(np.random.default_rng(3).uniform(np.log(3 / 4), np.log(4 / 3), 200_000))
-    fits = (drawn * ratio <= 1) & (drawn / ratio <= 1)
-    fallback = (1 - fits.mean()) ** images.CROP_TRIES
-    expected = (1 - fallback) * drawn[fits].mean() + fallback * 1.0
-    assert abs(area.mean() - expected) < 0.003
-
-
-@pytest.mark.parametrize("height, width", [(97, 61), (61, 97), (40, 160), (24, 30), (301, 256)])
-def test_centre_crop_is_torchvisions(height, width):
-    """Within one step of 8 bits of torchvision on Pillow pictures, which is what the reference evaluates on."""
-    transforms = imported("torchvision.transforms")
-    rng = np.random.default_rng(height)
-    smooth = np.asarray(Image.fromarray(noise(9, 7, seed=height)).resize((width, height), Image.Resampling.BICUBIC))
-    pixels = np.clip(smooth + rng.normal(0, 20, smooth.shape), 0, 255).astype(np.uint8)
-    bicubic = transforms.InterpolationMode.BICUBIC
-    reference = transforms.Compose([transforms.Resize(48, bicubic, antialias=True), transforms.CenterCrop(48)])
-    expected = np.asarray(reference(Image.fromarray(pixels))).astype(int)
-    assert np.abs(resize_crop(pixels, 48, None).astype(int) - expected).max() <= 1
-
-
-@pytest.mark.parametrize("height, width", [(500, 500), (480, 640), (320, 400)])
-def test_random_crops_have_torchvisions_distribution(height, width):
-    """Area, aspect and place of 3000 crops each: Kolmogorov–Smirnov, and the share of fallbacks."""
-    crop = imported("torchvision.transforms").RandomResizedCrop
-    import torch
-
-    torch.manual_seed(0)
-    rng, picture = np.random.default_rng(0), torch.zeros(1, height, width)
-    ours = np.array([images.random_crop_box(height, width, rng) for _ in range(3000)])
-    theirs = np.array([crop.get_params(picture, images.CROP_SCALE, images.CROP_RATIO) for _ in range(3000)])
-    for name, mine, other in zip(("area", "ratio", "top", "left"), traits(ours), traits(theirs), strict=True):
-        assert stats.ks_2samp(mine, other).pvalue > 1e-3, name
-    shrunken = traits(ours)[0] * 0.998  # the test sees a difference of a fiftieth of the range of areas
-    assert stats.ks_2samp(shrunken, traits(theirs)[0]).pvalue < 1e-3
-
-
-def traits(boxes):
-    top, left, height, width = boxes.T
-    return height * width, width / height, top, left

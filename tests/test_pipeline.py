@@ -74,6 +74,7 @@ def train(source, count, *, batch_size=8, seed=0, start=0, augment=False, thread
         batch_size=batch_size,
         start=start,
         augment=augment,
+        decoding="exact",
         reading=Reading(threads, workers, stall_seconds=60),
         process_index=host,
         process_count=hosts,
@@ -93,6 +94,7 @@ def evaluate(source, *, batch_size=8, limit=None, host=0, hosts=1):
         limit=limit,
         process_index=host,
         process_count=hosts,
+        decoding="exact",
         reading=Reading(),
     )
     return list(iterator), iterator

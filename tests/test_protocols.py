@@ -16,6 +16,7 @@ import dualtoken_jax
 from dualtoken_jax import evaluate, export, protocol_run
 from dualtoken_jax.api import Codes
 from dualtoken_jax.config import ConfigError
+from dualtoken_jax.data.prompts import read_prompts
 from dualtoken_jax.data.sources import Example, Folder, spread
 from dualtoken_jax.evaluation import imagenet, metrics, protocol_report, protocols, retrieval, similarity
 from dualtoken_jax.evaluation.frechet import FeatureStatistics, frechet_distance
@@ -213,7 +214,7 @@ def test_a_limit_takes_pictures_of_every_class(folder):
 def test_class_files_of_another_kind_are_refused(text, message, tmp_path):
     (tmp_path / "classes.json").write_text(text)
     with pytest.raises(ValueError, match=message):
-        imagenet.read_prompts(tmp_path / "classes.json")
+        read_prompts(tmp_path / "classes.json")
 
 
 def test_class_names_must_fit_the_labels():

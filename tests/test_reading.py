@@ -30,6 +30,7 @@ def mixed(count, reading, *, start=0, host=0, hosts=1, batch_size=16):
         batch_size=batch_size,
         start=start,
         augment=True,
+        decoding="exact",
         reading=reading,
         process_index=host,
         process_count=hosts,
@@ -95,6 +96,7 @@ def stream(source, reading, encode=encode):
         batch_size=8,
         start=0,
         augment=False,
+        decoding="exact",
         reading=reading,
         process_index=0,
         process_count=1,
@@ -164,7 +166,7 @@ def test_storage_that_fails_for_a_while_loses_nothing(monkeypatch, caplog):
 
 
 def test_storage_that_stays_away_counts_as_lost():
-    lost = reader.Reader(Failing([png(0)] * 9, 10**9), encode, RESOLUTION, patience=0)
+    lost = reader.Reader(Failing([png(0)] * 9, 10**9), encode, RESOLUTION, "exact", patience=0)
     batch, problems = lost.batch(np.arange(3), [None] * 3)
     assert (batch["weight"] == 0).all()
     assert [str(problem[1]) for problem in problems] == ["unreadable: the storage does not answer"] * 3
@@ -188,9 +190,8 @@ def test_nothing_is_left_behind():
     for _ in range(3):
         mixed(3, Reading(threads=2, workers=1))
         mixed(3, Reading(threads=2))
-    deadline = time.monotonic() + 10
-    while any(more > less for more, less in zip(left_open(), before, strict=True)) and time.monotonic() < deadline:
+    allowed, deadline = (before[0], before[1] + 2, before[2]), time.monotonic() + 10
+    while any(now > most for now, most in zip(left_open(), allowed, strict=True)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    threads, files, shared = (more - less for more, less in zip(left_open(), before, strict=True))
-    assert threads <= 0 and shared <= 0
-    assert files <= 2
+    threads, files, shared = left_open()
+    assert threads <= allowed[0] and files <= allowed[1] and shared <= allowed[2]

@@ -12,7 +12,7 @@ def _one(value: Any) -> int:
 
 
 class Cache:
-    """Keeps the most recently used values whose sizes add up to at most `limit`.
+    """Keeps the most recently used values whose sizes add up to at most `limit`; the newest one in any case.
 
     A value that falls out is not closed: threads that still use it go on, and the last one to let go of it ends it.
     Pickles as an empty cache.
@@ -56,7 +56,7 @@ class Cache:
             self._evict()
 
     def _evict(self) -> None:
-        while self._total > self._limit:
+        while self._total > self._limit and len(self._sizes) > 1:
             oldest = next(key for key in self._kept if key in self._sizes)  # what is still being made has no size yet
             del self._kept[oldest]
             self._total -= self._sizes.pop(oldest)

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from dualtoken_jax.data.images import Decoding
 from dualtoken_jax.data.mixture import Mixture
 from dualtoken_jax.data.order import Order
 from dualtoken_jax.data.reading import Reading
@@ -42,10 +43,11 @@ class DataConfig:
     augment: bool = False  # random resized crops of 90–100 % of the area; otherwise the centre
     eval_fraction: float = 0.1  # share of `path` that is held out
     eval_examples: int = 2048  # held-out examples that an evaluation reads, at most
-    # Blocks of so many neighbours are read at once and shuffled among `shuffle_window` blocks, which object stores like:
-    # every host keeps a window in memory and reads all of it. 1 shuffles the whole epoch and reads what it needs.
+    # Blocks of so many neighbours are read at once and shuffled among `shuffle_window` blocks, which object stores
+    # like; every host reads all of a window and keeps it. 1 shuffles the whole epoch and reads what it needs.
     shuffle_block: int = 1
     shuffle_window: int = 64
+    decoding: Decoding = "exact"  # torchvision's pixels, or faster ones that differ by about one in 255 (images.py)
     reading: Reading = Reading()
     scenes: ScenesConfig = ScenesConfig()
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dualtoken_jax.data.sources import Example, Source, digest
+from dualtoken_jax.data.sources import Example, Source, digest_of
 
 
 class Mixture:
@@ -23,7 +23,7 @@ class Mixture:
     @property
     def fingerprint(self) -> str:
         """See Source."""
-        return digest(*self.fingerprints)
+        return digest_of(self.fingerprints)
 
     @property
     def fingerprints(self) -> list[str]:

@@ -28,7 +28,7 @@ def picture_groups(
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, or None for the whole source, got {limit}")
     count = len(source) if limit is None else min(limit, len(source))
-    reader = Reader(source, lambda captions: np.zeros((len(captions), 1)), resolution)
+    reader = Reader(source, lambda captions: np.zeros((len(captions), 1)), resolution, "exact")
 
     def read(number: int) -> list[Picture]:
         indices = np.arange(number * group, min((number + 1) * group, count))

@@ -7,6 +7,7 @@ import grain
 import numpy as np
 
 from dualtoken_jax.data.bad_images import BadImageCounter
+from dualtoken_jax.data.images import Decoding
 from dualtoken_jax.data.order import Order, augmentation_seed
 from dualtoken_jax.data.reader import Batch, Encode, Problem, Reader
 from dualtoken_jax.data.reading import ReadAhead, Reading
@@ -40,6 +41,7 @@ def batches(
     batch_size: int,
     start: int,
     augment: bool,
+    decoding: Decoding,
     reading: Reading,
     process_index: int,
     process_count: int,
@@ -57,6 +59,7 @@ def batches(
       batch_size: rows of the **global** batch, B.
       start: position of the first row, that is the number of examples trained on before.
       augment: random resized crops; otherwise centre crops.
+      decoding: "exact" or "fast", see images.py.
       reading: by how many threads and processes; no number of them changes a batch.
       process_index, process_count: this host gets rows [index · B/count, (index + 1) · B/count).
 
@@ -71,7 +74,7 @@ def batches(
     if start < 0:
         raise ValueError(f"start is a position and counts from 0, got {start}")
     rows = _host_rows(batch_size, process_index, process_count)
-    reader = Reader(source, encode, resolution, order.substitute)
+    reader = Reader(source, encode, resolution, decoding, order.substitute)
     return Batches(_TrainBatches(reader, order, rows + start, batch_size, augment), reading)
 
 
@@ -82,9 +85,10 @@ def eval_batches(
     resolution: int,
     batch_size: int,
     limit: int | None,
+    decoding: Decoding,
+    reading: Reading,
     process_index: int,
     process_count: int,
-    reading: Reading,
 ) -> Batches:
     """One pass over examples 0 … min(limit, len) - 1 in order, centre-cropped; arguments and batches as in `batches`.
 
@@ -100,7 +104,7 @@ def eval_batches(
         raise ValueError("the source holds no examples; check its path and split")
     rows = _host_rows(batch_size, process_index, process_count)
     count = len(source) if limit is None else min(limit, len(source))
-    return Batches(_EvalBatches(Reader(source, encode, resolution), rows, batch_size, count), reading)
+    return Batches(_EvalBatches(Reader(source, encode, resolution, decoding), rows, batch_size, count), reading)
 
 
 def _host_rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray:

@@ -30,11 +30,12 @@ class Reader:
         source: Source,
         encode: Encode,
         resolution: int,
+        decoding: images.Decoding,
         substitute: Callable[[int, int], int] | None = None,
         patience: float = PATIENCE,
     ) -> None:
         """`substitute` gives the example to try in the place of (example, attempt); None leaves a zero image."""
-        self._source, self._encode, self._resolution = source, encode, resolution
+        self._source, self._encode, self._resolution, self._decoding = source, encode, resolution, decoding
         self._substitute, self._patience = substitute, patience
 
     def batch(
@@ -76,15 +77,13 @@ class Reader:
             try:
                 return self._cropped(found, rng), problem
             except BadImage as error:
-                origin = found.origin if isinstance(found, Example) else ""
-                problem = problem or (origin or f"example {index}", error)
+                problem = problem or (found.origin or f"example {index}", error)
         return None, problem
 
     def _cropped(self, found: Example | BadImage, rng: np.random.Generator | None) -> Example:
         if isinstance(found, BadImage):
             raise found
-        picture = images.decode(found.image) if isinstance(found.image, bytes) else found.image
-        return found._replace(image=images.resize_crop(picture, self._resolution, rng))
+        return found._replace(image=images.load(found.image, self._resolution, rng, self._decoding))
 
     def _read(self, indices: np.ndarray) -> list[Example | BadImage]:
         """The examples; in the place of one that cannot be had, why.

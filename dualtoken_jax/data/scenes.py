@@ -18,7 +18,7 @@ from dualtoken_jax.data.scene_rendering import (
     uniform,
 )
 from dualtoken_jax.data.scene_shapes import TEXTURES
-from dualtoken_jax.data.sources import Example, digest
+from dualtoken_jax.data.sources import Example, digest_of
 
 __all__ = ["WORDS", "SceneDescription", "Scenes", "ScenesConfig"]
 
@@ -76,7 +76,7 @@ class Scenes:
         _check(split in _SPLITS, "split", split, 'use "train" or "eval"')
         _check(0 <= seed < 2**63, "seed", seed, "use an integer from 0 to 2**63 - 1")
         self._config = config
-        self.fingerprint = digest(f"scenes {VERSION}", repr(config), str(seed), split)
+        self.fingerprint = digest_of([f"scenes {VERSION}", repr(config), str(seed), split])
         self._seed = mix(mix(np.array([seed], np.uint64)) + np.uint64(1))
         self._split = np.uint64(_SPLITS.index(split))
 

@@ -1,7 +1,6 @@
 """Random access to examples: one class per kind of storage, one contract for all of them."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,28 +22,28 @@ class Source(Protocol):
     """What every source offers; reading must be thread-safe and free of hidden state."""
 
     class_names: tuple[str, ...]  # empty where the source has no labels
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when another example may stand at some index, so that a run is not continued on other data."""
-        ...
+    fingerprint: str  # digest of what determines which example has which index; the same on every host
 
     def __len__(self) -> int: ...
 
     def read(self, indices: np.ndarray) -> list[Example]:
         """Examples at `indices` (int64 [n], each in [0, len)), in that order.
 
-        OSError where storage fails, BadImage where an example is known to be damaged; then the reader asks one by one.
+        Raises OSError where storage fails; BadImage where an example's own bytes are known to be bad. Asked for one by
+        one, the other examples can still be had.
         """
         ...
 
 
+def digest_of(names: Sequence[str]) -> str:
+    """A fingerprint of a list of names, or of other fingerprints."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in names:
+        digest.update(os.fsencode(name) + b"\0")  # no file name holds a zero byte
+    return digest.hexdigest()
+
+
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
-
-
-def digest(*parts: str) -> str:
-    """A fingerprint made of others, or of names: 32 hexadecimal digits."""
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
 class Files:
@@ -55,6 +54,11 @@ class Files:
     def __init__(self, paths: Sequence[str | os.PathLike]) -> None:
         """Opens nothing."""
         self._paths = list(paths)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the paths as they were given, in their order."""
+        return digest_of([os.fspath(path) for path in self._paths])
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -76,7 +80,7 @@ class Selection:
     @property
     def fingerprint(self) -> str:
         """See Source."""
-        return digest(self._source.fingerprint, self._indices.tobytes().hex())
+        return digest_of([self._source.fingerprint, self._indices.tobytes().hex()])
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -121,6 +125,11 @@ class Folder:
         self._files = _split_files(found, split, eval_fraction)
         self._captioned = captioned
         self._labels = {name: label for label, name in enumerate(self.class_names)}
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the names of this split's files inside the folder, in their order."""
+        return digest_of(self._files)
 
     @property
     def has_captions(self) -> bool:

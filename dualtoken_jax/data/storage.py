@@ -1,9 +1,11 @@
 """Bytes of files by range, on local disks and on whatever fsspec reads (gs://, s3://, memory://), counted."""
 
 import hashlib
+import io
 import os
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import fsspec
 
@@ -58,8 +60,7 @@ class Storage:
         if length == 0:
             return b""
         if is_remote(path):
-            filesystem, inside = fsspec.core.url_to_fs(path)
-            data = filesystem.cat_file(inside, start=start, end=start + length)
+            data = _remote(path, lambda files, inside: files.cat_file(inside, start=start, end=start + length))
         else:
             data = self._read_local(path, start, length)
         self.traffic.add(len(data))
@@ -80,18 +81,17 @@ class Storage:
         return data
 
     def read(self, path: str) -> bytes:
-        """The whole file. Raises OSError."""
-        size = self.size(path)
-        return self.read_exactly(path, 0, size)
+        """The whole file, in one request. Raises OSError."""
+        data = _remote(path, lambda files, inside: files.cat_file(inside)) if is_remote(path) else _whole(path)
+        self.traffic.add(len(data))
+        return data
 
     def size(self, path: str) -> int:
         """Bytes of the file. Raises OSError."""
-        if not is_remote(path):
-            self.traffic.add(0)
-            return os.stat(path).st_size
-        filesystem, inside = fsspec.core.url_to_fs(path)
         self.traffic.add(0)
-        size = filesystem.size(inside)
+        if not is_remote(path):
+            return os.stat(path).st_size
+        size = _remote(path, lambda files, inside: files.size(inside))
         if size is None:
             raise OSError(f"{path}: the server does not say how long it is")
         return size
@@ -104,6 +104,21 @@ class Storage:
 def is_remote(path: str) -> bool:
     """Whether `path` is a URL and not a file of this machine."""
     return "://" in path
+
+
+def _whole(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _remote(path: str, ask: Callable[[fsspec.AbstractFileSystem, str], Any]) -> Any:
+    filesystem, inside = fsspec.core.url_to_fs(path)
+    try:
+        return ask(filesystem, inside)
+    except OSError:
+        raise
+    except Exception as error:  # every cloud's client has its own kinds, few of them OSErrors
+        raise OSError(f"{path}: {error!r}") from error
 
 
 class Stream:
@@ -150,3 +165,44 @@ class Stream:
         part, self._block = self._block[:length], self._block[length:]
         self.position += len(part)
         return part
+
+
+class RangeFile(io.RawIOBase):
+    """A file for libraries that want one; every read is one request to the storage."""
+
+    def __init__(self, storage: Storage, path: str, size: int) -> None:
+        """Reads nothing."""
+        super().__init__()
+        self._storage, self._path, self._size, self._position = storage, path, size, 0
+
+    def readable(self) -> bool:
+        """As of io.RawIOBase."""
+        return True
+
+    def seekable(self) -> bool:
+        """As of io.RawIOBase."""
+        return True
+
+    def tell(self) -> int:
+        """As of io.RawIOBase."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """As of io.RawIOBase."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(base + offset, 0)
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """As of io.RawIOBase."""
+        left = max(self._size - self._position, 0)
+        length = left if size is None or size < 0 else min(size, left)
+        data = self._storage.read_exactly(self._path, self._position, length)
+        self._position += len(data)
+        return data
+
+    def readinto(self, buffer) -> int:
+        """As of io.RawIOBase."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)

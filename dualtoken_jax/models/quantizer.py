@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from dualtoken_jax.models.nearest import nearest_code
+from dualtoken_jax.sharding import constrain_batch, replicate
 
 Codebook = dict[str, jax.Array]
 _EPSILON = 1e-5  # Laplace smoothing of the counts
@@ -87,11 +88,11 @@ def quantize_and_update(
 
 
 def _quantize(codebook, z, config, key):
-    codebook = jax.lax.stop_gradient(codebook)
+    codebook = replicate(jax.lax.stop_gradient(codebook))
     z = z.astype(jnp.float32)
     if config.normalise:
         z = _unit(z.reshape(*z.shape[:-1], -1, config.width)).reshape(z.shape)
-    flat = jax.lax.stop_gradient(z).reshape(-1, config.channels)  # [N, channels]
+    flat = constrain_batch(jax.lax.stop_gradient(z).reshape(-1, config.channels))  # [N, channels]
     assigned, codes, chosen, updated = _assign(codebook, flat, config, key)
     if config.kind == "product":
         totals = [jnp.concatenate(chosen, axis=-1)]  # its mean square is the mean over the groups
@@ -155,6 +156,7 @@ def _update_book(codebook, book, vectors, codes, config, key):
     add = lambda values, group: jax.ops.segment_sum(values, group, config.codes)  # noqa: E731
     new_count = sum(add(jnp.ones(group.shape, jnp.float32), group) for group in codes)
     new_total = sum(add(values, group) for values, group in zip(vectors, codes, strict=True))
+    new_count, new_total = replicate((new_count, new_total))  # sums over the global batch, on every device
     count = config.decay * count + (1 - config.decay) * new_count
     total = config.decay * total + (1 - config.decay) * new_total
     if config.restart_threshold is not None:
