@@ -49,7 +49,7 @@ def run(config: Config, workdir: Path, frozen: dict | None = None, begin: dict |
     """
     workdir, train = Path(workdir), config.train
     mesh, task = sharding.make_mesh(config.mesh), make_task(config)
-    sharding.check_batch(train.batch_size, mesh)
+    sharding.check_batch(train.batch_size, train.accumulate, mesh)
     claim_workdir(config, workdir)
     checkpoints = Checkpoints(workdir, train.keep_checkpoints)
     config = keep_text_tokenizer(config, workdir)
