@@ -39,6 +39,7 @@ _RUNTIME = (
     "data.eval_examples",
     # How a step is spread over devices and memory; any state restores on any mesh.
     "mesh.",
+    "train.accumulate",
     "model.siglip.remat",
     "model.siglip.unroll",
 )

@@ -55,7 +55,7 @@ def preflight(config: Config, workdir: Path) -> None:
     if config.task == "tokenizer" and not config.teacher.path:
         runs.append(check(teacher_config(config)))
     for one in runs:
-        sharding.check_batch(one.train.batch_size, mesh)
+        sharding.check_batch(one.train.batch_size, one.train.accumulate, mesh)
         make_task(one).check_parameters()
     kept = (Path(workdir) / FROZEN).exists()
     if _needs_lpips(config) and not kept and not Path(config.loss.lpips_path).exists():

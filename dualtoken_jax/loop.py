@@ -51,7 +51,7 @@ def run(config: Config, workdir: Path, frozen: dict | None = None, begin: dict |
     """
     workdir, train = Path(workdir), config.train
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(train.batch_size, mesh)
+    sharding.check_batch(train.batch_size, train.accumulate, mesh)
     claim_workdir(config, workdir)
     with jax.set_mesh(mesh), Guards(workdir, train) as guards:
         config = keep_text_tokenizer(config, workdir)

@@ -124,11 +124,12 @@ def replicate(tree):
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec()), tree)
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Raises ValueError unless the global batch splits evenly over the devices that hold rows."""
+def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
+    """Raises ValueError unless each part of the global batch splits evenly over the devices that hold rows."""
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % rows:
-        raise ValueError(f"batch_size {batch_size} is not divisible by the {rows} devices that share its rows")
+    if batch_size % (rows * accumulate):
+        parts = f" in {accumulate} parts (accumulate)" if accumulate > 1 else ""
+        raise ValueError(f"batch_size {batch_size} is not divisible by the {rows} devices that share its rows{parts}")
 
 
 def host_rows(batch_size: int, mesh: Mesh) -> np.ndarray:

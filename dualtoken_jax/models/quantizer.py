@@ -52,6 +52,7 @@ class Quantized(NamedTuple):
     codes: jax.Array  # [..., D] int32
     commitment: jax.Array  # scalar, mean over depths
     residual: jax.Array  # [..., channels], z − ẑ (of the normalised z where codes are); no gradient
+    assigned: jax.Array  # [..., D, E], the vectors that the codebook's update sums up by code; no gradient
 
 
 def init_codebook(config: QuantizerConfig, key: jax.Array) -> Codebook:
@@ -87,6 +88,22 @@ def quantize_and_update(
     return _quantize(codebook, z, config, key)
 
 
+def update_codebook(
+    codebook: Codebook, assigned: jax.Array, codes: jax.Array, config: QuantizerConfig, key: jax.Array
+) -> Codebook:
+    """The update that `quantize_and_update` makes, from the `assigned` and `codes` that `quantize` gave.
+
+    Raises ValueError for `per_depth` of a shared codebook, whose lookups need the updates of the depths before.
+    """
+    if config.codebook_update == "per_depth" and config.shared_codebook:
+        raise ValueError("codebook_update 'per_depth' of a shared codebook is part of the lookup; use 'per_step'")
+    codebook = replicate(jax.lax.stop_gradient(codebook))
+    by_depth = (
+        jnp.moveaxis(x, 1, 0) for x in (assigned.reshape(-1, *assigned.shape[-2:]), codes.reshape(-1, config.depth))
+    )
+    return _update_all(codebook, *by_depth, config, key)
+
+
 def _quantize(codebook, z, config, key):
     codebook = replicate(jax.lax.stop_gradient(codebook))
     z = z.astype(jnp.float32)
@@ -98,16 +115,17 @@ def _quantize(codebook, z, config, key):
         totals = [jnp.concatenate(chosen, axis=-1)]  # its mean square is the mean over the groups
     else:
         totals = list(itertools.accumulate(chosen))
+    if config.codebook_update == "per_step_aliased":
+        # The released code caches views of one buffer that it subtracts from in place.
+        assigned = [assigned[-1] - chosen[-1]] * config.depth
     if key is not None and config.codebook_update != "per_depth":
-        if config.codebook_update == "per_step_aliased":
-            # The released code caches views of one buffer that it subtracts from in place.
-            assigned = [assigned[-1] - chosen[-1]] * config.depth
         updated = _update_all(codebook, jnp.stack(assigned), jnp.stack(codes), config, key)
     totals = [total.reshape(z.shape) for total in totals]
     commitment = jnp.stack([jnp.mean((z - total) ** 2) for total in totals]).mean()
     residual = jax.lax.stop_gradient(totals[-1] - z)
     codes = jnp.stack(codes, axis=-1).reshape(*z.shape[:-1], config.depth)
-    return Quantized(z + residual, codes, commitment, -residual), updated
+    assigned = jnp.stack(assigned, axis=-2).reshape(*codes.shape, config.width)
+    return Quantized(z + residual, codes, commitment, -residual, assigned), updated
 
 
 def _assign(codebook, flat, config, key):

@@ -58,7 +58,8 @@ class FrozenNetworks:
     def perceptual(self, frozen: dict, reconstruction: jax.Array, images: jax.Array, teaching: Teaching, weight):
         """LPIPS, or the same on the teacher's first layers, and the Gram term of the same features.
 
-        Returns the terms and a function from their weights to the weighted sum's gradient at x̂.
+        `weight` [B] are the rows' weights, 1 on average. Returns the terms and a function from their weights to the
+        weighted sum's gradient at x̂.
         """
         if not self.loss.perceives:
             return {"perceptual": jnp.float32(0.0)}, lambda weights: jnp.zeros_like(reconstruction)
@@ -73,7 +74,7 @@ class FrozenNetworks:
             values = {"perceptual": distance(found, target)}
             if self.loss.gram > 0:
                 values["gram"] = losses.gram_distance(found, target)
-            return {name: jnp.average(value, weights=weight) for name, value in values.items()}
+            return {name: jnp.mean(value * weight) for name, value in values.items()}
 
         values, pullback = jax.vjp(terms, reconstruction)
         return values, lambda weights: pullback({name: jnp.float32(weights.get(name, 0.0)) for name in values})[0]
