@@ -1,6 +1,7 @@
 """launch/: what the scripts would run, and how they behave with a cloud, a queue and a training that fail.
 
 The cloud and the queue are the programs in tests/launch_fakes; the processes, their signals and exit codes are real.
+The workers of the cloud get the last commit, as real ones would: changes to tpu_worker.sh count once they are committed.
 """
 
 import os
@@ -33,7 +34,7 @@ def place(tmp_path):
 def environment(place: Path) -> dict[str, str]:
     fakes = {"FAKE_CLOUD": str(place / "cloud"), "FAKE_PLAN": str(place / "plan"), "RETRY_SECONDS": "0"}
     path = f"{FAKES}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return os.environ | fakes | {"PATH": path, "HOME": str(place)}
+    return os.environ | fakes | {"PATH": path}
 
 
 def start(place: Path, *command, **more) -> subprocess.Popen:
