@@ -1,7 +1,7 @@
 """launch/: what the scripts would run, and how they behave with a cloud, a queue and a training that fail.
 
 The cloud and the queue are the programs in tests/launch_fakes; the processes, their signals and exit codes are real.
-The workers of the cloud get the last commit, as real ones would: changes to tpu_worker.sh count once they are committed.
+The cloud's workers get the last commit, as real ones would: a change to tpu_worker.sh counts once it is committed.
 """
 
 import os
