@@ -5,6 +5,7 @@ its gradient is split again. `tensor` splits both: the wide axis of a matrix, Me
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -26,16 +27,16 @@ class MeshConfig:
     tensor: int = 1  # devices over which wide matrices are split
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """All devices as a (data, fsdp, tensor) mesh; raises ValueError when the axes do not divide the devices."""
-    devices = jax.device_count()
-    if devices % (config.fsdp * config.tensor):
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The devices, all by default, as a (data, fsdp, tensor) mesh; raises ValueError when the axes do not divide them."""
+    devices = jax.devices() if devices is None else devices
+    if len(devices) % (config.fsdp * config.tensor):
         raise ValueError(
-            f"mesh.fsdp × mesh.tensor = {config.fsdp} × {config.tensor} does not divide the {devices} devices; "
+            f"mesh.fsdp × mesh.tensor = {config.fsdp} × {config.tensor} does not divide the {len(devices)} devices; "
             "choose factors of the device count"
         )
-    shape = (devices // (config.fsdp * config.tensor), config.fsdp, config.tensor)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3)
+    shape = (len(devices) // (config.fsdp * config.tensor), config.fsdp, config.tensor)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def place(shapes, mesh: Mesh):
