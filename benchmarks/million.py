@@ -9,10 +9,12 @@ uninterrupted one read.
 """
 
 import argparse
+import filecmp
 import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -59,6 +61,7 @@ def main() -> None:
         ),
     ):
         results["commands"].append(step(name, arguments, Path(made) if made else None, flags.folder))
+    results["convert, killed half-way and started again"] = kill_and_resume(filtered, records, flags.folder / "again")
     for name, folder in (("tar, filtered", filtered), ("array_record", records)):
         results[name] = read(folder, flags.batches, flags.resumes)
         print(name, results[name], flush=True)
@@ -89,6 +92,27 @@ def step(name: str, arguments: list[str], made: Path | None, folder: Path) -> di
         result |= {"CPU seconds": round(cpu_of_children() - cpu, 1), "bytes": written, "load": load()}
         done.write_text(json.dumps(result | {"printed": printed.replace(f"{folder}/", "FOLDER/").splitlines()}))
     return json.loads(done.read_text())
+
+
+def kill_and_resume(dataset: str, expected: str, output: Path) -> str:
+    """Converts `dataset` to `output`, kills it half-way, starts it again, and compares; `output` is removed then."""
+    shards = len(read_manifest(expected).shards)
+    shutil.rmtree(output, ignore_errors=True)
+    command = [sys.executable, "-m", "dualtoken_jax.data.prepare", "convert", dataset, f"--output={output}"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(command, env=environment) as process:
+        while (done := len(list(output.glob("*.array_record")))) < shards // 2 and process.poll() is None:
+            time.sleep(0.05)
+        process.kill()
+    if (output / "manifest.json").exists():
+        raise AssertionError(f"{output} was finished before it was killed")
+    subprocess.run(command, env=environment, check=True)
+    names = sorted(path.name for path in Path(expected).iterdir())
+    same, *_ = filecmp.cmpfiles(expected, output, names, shallow=False)
+    if sorted(same) != names or sorted(path.name for path in output.iterdir()) != names:
+        raise AssertionError(f"{output} differs from {expected} in {set(names) - set(same)}")
+    shutil.rmtree(output)
+    return f"killed (SIGKILL) with {done} of {shards} shards done; all {len(names)} files equal"
 
 
 def cpu_of_children() -> float:
@@ -151,8 +175,7 @@ def stream_from(source: Shards, order: Order, position: int) -> Batches:
         start=position,
         augment=True,
         reading=Reading(),
-        process_index=0,
-        process_count=1,
+        rows=np.arange(BATCH),
     )
 
 

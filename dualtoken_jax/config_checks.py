@@ -1,6 +1,7 @@
 """Which settings go together: every rule that one field of a config puts on another, in one place."""
 
 from dualtoken_jax.config import SHALLOW, Config, ConfigError
+from dualtoken_jax.sharding import AXES
 
 
 def check(config: Config) -> Config:
@@ -53,8 +54,9 @@ def _run_requirements(config):
     yield train.max_rollbacks >= 0, f"train.max_rollbacks {train.max_rollbacks} must not be negative"
     yield train.hang_seconds > 0, f"train.hang_seconds {train.hang_seconds} must be positive"
     yield data.eval_examples >= 1, f"data.eval_examples {data.eval_examples} must be at least 1"
-    for name in ("fsdp", "tensor"):
-        yield getattr(config.mesh, name) >= 1, f"mesh.{name} {getattr(config.mesh, name)} must be at least 1"
+    for name in AXES:
+        size = getattr(config.mesh, name)
+        yield size is None or size >= 1, f"mesh.{name} {size} must be at least 1, or None for what the others leave"
     yield 0 < data.eval_fraction < 1, f"data.eval_fraction {data.eval_fraction} must lie between 0 and 1"
     for name in ("optimizer", "discriminator_optimizer"):
         rate = getattr(config, name).learning_rate

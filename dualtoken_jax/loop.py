@@ -88,7 +88,7 @@ def _train(
         position = training.position(saved) if saved else 0
     step, compiled = int(state.step), False
     guards.clock.resumed(step)
-    data, writer = host_batches(training, config, position), MetricWriter(workdir, step)
+    data, writer = host_batches(training, config, mesh, position), MetricWriter(workdir, step)
     progress = Progress(config, step, writer, guards.clock, data.bad)
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
     train_step = jit_step(task, places)
@@ -119,7 +119,7 @@ def _train(
         data.close()
         writer.close()
         checkpoints.close()
-    if stopping:
+    if stopping or guards.stop.requested:  # also while the last step was saved
         raise Interrupted(f"stopped after step {step} of {train.steps}; saved in {workdir}, the same command resumes")
     return state
 
@@ -160,7 +160,7 @@ def start_state(
     return state.replace(frozen=frozen), data
 
 
-def host_batches(training: TrainingData, config: Config, position: int) -> Batches:
+def host_batches(training: TrainingData, config: Config, mesh: Mesh, position: int) -> Batches:
     """This host's training batches from `position` on."""
     siglip = config.model.siglip
     return batches(
@@ -173,8 +173,7 @@ def host_batches(training: TrainingData, config: Config, position: int) -> Batch
         augment=config.data.augment,
         decoding=config.data.decoding,
         reading=config.data.reading,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=sharding.host_rows(config.train.batch_size, mesh),
     )
 
 

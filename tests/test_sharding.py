@@ -13,6 +13,7 @@ from dualtoken_jax import sharding
 from dualtoken_jax.config import teacher_config
 from dualtoken_jax.models import bind
 from dualtoken_jax.models.dualtoken import forward
+from dualtoken_jax.sharding import MeshConfig
 from dualtoken_jax.tasks import make_task
 from dualtoken_jax.tasks.state import normalise
 
@@ -126,3 +127,55 @@ def test_sharded_equals_unsharded(shape, start, alone):
     _assert_close(_gradients(state), _gradients(expected), "gradients")
     for name in ("params", "ema", "codebooks", "discriminator"):
         _assert_close(getattr(state, name), getattr(expected, name), name)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (MeshConfig(), (8, 1, 1)),
+        (MeshConfig(fsdp=2, tensor=2), (2, 2, 2)),
+        (MeshConfig(data=1, fsdp=None), (1, 8, 1)),
+        (MeshConfig(data=2, fsdp=1, tensor=None), (2, 1, 4)),
+        (MeshConfig(data=4, fsdp=2, tensor=1), (4, 2, 1)),
+    ],
+)
+def test_any_axis_takes_what_the_others_leave(config, expected):
+    assert tuple(sharding.make_mesh(config).shape.values()) == expected
+
+
+@pytest.mark.parametrize("config", [MeshConfig(fsdp=3), MeshConfig(2, 2, 1), MeshConfig(None, None, 2)])
+def test_axes_that_do_not_make_up_the_devices_are_refused(config):
+    with pytest.raises(
+        ValueError, match=f"mesh.fsdp {config.fsdp}.* do not make up the 8 devices; .* None for the one"
+    ):
+        sharding.make_mesh(config)
+
+
+def test_matrices_are_split_as_megatron_does_and_stacks_never_along_their_layers():
+    mesh = _mesh(2, 2, 2)
+    shapes = {
+        "layers": {"query": {"kernel": (2, 32, 32)}, "out": {"kernel": (2, 32, 32)}, "norm": {"scale": (64, 8)}},
+        "fc1": {"kernel": (32, 128)},
+        "fc2": {"kernel": (128, 32)},
+        "odd": (33, 7),
+    }
+    leaves = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, "float32"), shapes, is_leaf=lambda s: isinstance(s, tuple))
+    found = jax.tree.map(lambda place: tuple(place.spec), sharding.place(leaves, mesh))
+    assert found == {
+        "layers": {
+            "query": {"kernel": (None, "fsdp", "tensor")},
+            "out": {"kernel": (None, "tensor", "fsdp")},
+            "norm": {"scale": (None, None)},
+        },
+        "fc1": {"kernel": ("fsdp", "tensor")},
+        "fc2": {"kernel": ("tensor", "fsdp")},
+        "odd": (None, None),
+    }
+
+
+def test_rows_go_to_their_positions_however_the_devices_stand():
+    devices = np.array(jax.devices()).reshape(4, 2, 1)[[2, 0, 3, 1]]
+    mesh = jax.sharding.Mesh(devices, sharding.AXES)
+    assert sharding.host_rows(16, mesh).tolist() == list(range(16))
+    rows = np.arange(48).reshape(16, 3)
+    np.testing.assert_array_equal(sharding.to_global({"image": rows}, mesh)["image"], rows)

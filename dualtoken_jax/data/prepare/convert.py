@@ -1,6 +1,6 @@
 """python -m dualtoken_jax.data.prepare convert FROM --output=FOLDER
 
-Writes ArrayRecord shards, which are read fastest, from
+Writes ArrayRecord shards, which hold what training reads and nothing else, in a fixed or shuffled order, from
   - a prepared dataset: a folder or URL with a manifest.json, whole or filtered, of whatever kind of shards;
   - a folder of pictures, with sub-folders as classes and .txt files as captions;
   - ILSVRC2012_img_train.tar, of which nothing is extracted;
