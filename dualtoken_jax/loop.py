@@ -90,9 +90,8 @@ def _train(
     guards.clock.resumed(step)
     data, writer = host_batches(training, config, mesh, position), MetricWriter(workdir, step)
     progress = Progress(config, step, writer, guards.clock, data.bad)
-    # The state keeps its placement; left to the compiler it may move, and the second step compiles again.
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    train_step = jax.jit(partial(counted_step, task), donate_argnums=0, out_shardings=(places, None))
+    train_step = jit_step(task, places)
     try:
         while True:
             if _due(step, train.evaluate_every, train.steps):
@@ -136,6 +135,12 @@ def counted_step(task, state: TrainState, batch: dict[str, jax.Array]) -> tuple[
     """The task's step, with the skip counters among its metrics."""
     state, metrics = task.train_step(state, batch)
     return state, metrics | {"consecutive_skips": state.consecutive_skips, "total_skips": state.total_skips}
+
+
+def jit_step(task, places: TrainState):
+    """The compiled form of `counted_step` for a state with these shardings, which it takes and gives back."""
+    # The state keeps its placement; left to the compiler it may move, and the second step compiles again.
+    return jax.jit(partial(counted_step, task), donate_argnums=0, out_shardings=(places, None))
 
 
 def start_state(

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dualtoken_jax.models.nearest import nearest_code
 from dualtoken_jax.sharding import constrain_batch, replicate
@@ -197,15 +198,25 @@ def _means(embedding, count, total, config):
 
 def _restart_vectors(vectors: jax.Array, codes: int, key: jax.Array) -> jax.Array:
     """`codes` of the vectors [G, N, E] drawn without replacement; tiled with a little noise when there are too few."""
-    vectors = vectors.reshape(-1, vectors.shape[-1])
-    available, width = vectors.shape
+    groups, each, width = vectors.shape
+    available = groups * each
     repeats = -(-codes // available)
     chosen, noise = _draw(key, repeats * available, codes, width)
-    picked = jnp.take(vectors, chosen % available, axis=0)
+    chosen = chosen % available
+    # With rows in front the batch stays split: each device looks for its own, and only what is found is added up.
+    # Groups in front, all vectors of the global batch would be gathered on every device.
+    rows = constrain_batch(jnp.swapaxes(vectors, 0, 1).reshape(available, width))
+    picked = replicate(jnp.take(rows, chosen % each * groups + chosen // each, axis=0))
     return picked if repeats == 1 else picked + noise * 0.01 / width**0.5
 
 
 def _draw(key: jax.Array, available: int, codes: int, width: int) -> tuple[jax.Array, jax.Array]:
-    """The update's only randomness: which vectors [K], and uniform noise [K, E]; the same on every device."""
-    order, noise = jax.random.split(key)
-    return jax.random.permutation(order, available)[:codes], jax.random.uniform(noise, (codes, width))
+    """The update's only randomness: which vectors [K], and uniform noise [K, E]; the same on every device.
+
+    One vector from each of K equal parts, in random order: a permutation of all would sort the global batch on every
+    device. `available` is at least K.
+    """
+    order, place, noise = jax.random.split(key, 3)
+    edges = np.arange(codes + 1, dtype=np.int64) * available // codes
+    places = edges[:-1].astype(np.int32) + jax.random.randint(place, (codes,), 0, np.diff(edges).astype(np.int32))
+    return jax.random.permutation(order, places), jax.random.uniform(noise, (codes, width))

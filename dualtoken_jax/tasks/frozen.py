@@ -11,9 +11,15 @@ import jax.numpy as jnp
 
 from dualtoken_jax import losses
 from dualtoken_jax.config import SHALLOW, Config
-from dualtoken_jax.models import bind, definition
+from dualtoken_jax.models import bind, definition, init_params
 from dualtoken_jax.models.siglip import Siglip
 from dualtoken_jax.models.vgg import Lpips
+
+
+def needs_lpips(config: Config) -> bool:
+    """Whether a tokenizer's training reads LPIPS's weights."""
+    loss = config.loss
+    return config.model.reconstructs and loss.perceives and loss.perceptual_network == "lpips"
 
 
 class Teaching(NamedTuple):
@@ -29,13 +35,20 @@ class FrozenNetworks:
 
     def __init__(self, config: Config):
         self.loss, self.layer = config.loss, config.model.semantic_layer
-        self._siglip = definition(lambda rngs: Siglip(config.model.siglip, rngs))
         dtype = jnp.dtype(config.model.siglip.dtype)
-        self._lpips = definition(lambda rngs: Lpips(rngs=rngs, compute_dtype=dtype))
+        self._make = {"siglip": lambda rngs: Siglip(config.model.siglip, rngs)}
+        if needs_lpips(config):
+            self._make["lpips"] = lambda rngs: Lpips(rngs=rngs, compute_dtype=dtype)
+        self._graphdefs = {name: definition(make) for name, make in self._make.items()}
+
+    def shapes(self) -> dict:
+        """What `frozen` looks like."""
+        key = jax.random.key(0)
+        return {name: jax.eval_shape(partial(init_params, make), key) for name, make in self._make.items()}
 
     def siglip(self, frozen: dict) -> Siglip:
         """The teacher, both towers."""
-        return bind(self._siglip, frozen["siglip"])
+        return bind(self._graphdefs["siglip"], frozen["siglip"])
 
     def teach(self, frozen: dict, images: jax.Array) -> Teaching:
         """The teacher's view of images [B, H, W, 3] in [−1, 1]."""
@@ -64,7 +77,7 @@ class FrozenNetworks:
         if not self.loss.perceives:
             return {"perceptual": jnp.float32(0.0)}, lambda weights: jnp.zeros_like(reconstruction)
         if self.loss.perceptual_network == "lpips":
-            lpips = bind(self._lpips, frozen["lpips"])
+            lpips = bind(self._graphdefs["lpips"], frozen["lpips"])
             features, target, distance = lpips.taps, lpips.taps(images), lpips.distance
         else:
             features, target, distance = partial(self.shallow, frozen), teaching.shallow, losses.feature_distance
