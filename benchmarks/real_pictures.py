@@ -3,7 +3,8 @@
     python benchmarks/real_pictures.py --output=runs/pictures     # needs scikit-image and scikit-learn
 
 `photos/`: tiles of 64 px of colour photographs, without labels. `digits/`: scikit-learn's handwritten digits, one
-sub-folder per class.
+sub-folder per class. `imagenet_like/`: JPEGs of ImageNet's usual sizes, cut from the photographs. `laion_like/`: larger
+ones, mosaics of such cuts, because a photograph enlarged would have no detail to decode. Both at quality 90 to 95.
 """
 
 import argparse
@@ -15,6 +16,9 @@ from skimage import data
 from sklearn import datasets
 
 TILE = 64  # pixels
+IMAGENET_SIZES = ((500, 375), (500, 375), (500, 375), (500, 333), (375, 500), (400, 300), (640, 480))  # width, height
+LAION_SIDES = (1024, 2049)  # from, below
+PATCH = (500, 400)  # width and height of a mosaic's parts
 DIGITS = "zero one two three four five six seven eight nine".split()
 
 
@@ -48,13 +52,46 @@ def write_digits(folder: Path) -> int:
     return len(digits.images)
 
 
+def cut(photos: list[Image.Image], size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """A random part of a random photograph, at about its own scale, width × height."""
+    photo, (width, height) = photos[rng.integers(len(photos))], size
+    scale = min(photo.width / width, photo.height / height) * rng.uniform(0.7, 1.0)
+    across, down = width * scale, height * scale
+    left, top = rng.uniform(0, photo.width - across), rng.uniform(0, photo.height - down)
+    return photo.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + across, top + down))
+
+
+def mosaic(photos: list[Image.Image], size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """Cuts side by side, width × height."""
+    canvas = Image.new("RGB", size)
+    for left in range(0, size[0], PATCH[0]):
+        for top in range(0, size[1], PATCH[1]):
+            canvas.paste(cut(photos, PATCH, rng), (left, top))
+    return canvas
+
+
+def write_jpegs(output: Path, imagenet: int = 256, laion: int = 48) -> None:
+    """So many JPEGs of either kind, the same ones every time."""
+    photos, rng = [Image.fromarray(photo) for photo in photographs().values()], np.random.default_rng(0)
+    pictures = {
+        "imagenet_like": lambda: cut(photos, IMAGENET_SIZES[rng.integers(len(IMAGENET_SIZES))], rng),
+        "laion_like": lambda: mosaic(photos, tuple(rng.integers(*LAION_SIDES, 2).tolist()), rng),
+    }
+    for (name, make), count in zip(pictures.items(), (imagenet, laion), strict=True):
+        (output / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            make().save(output / name / f"{number:04}.jpg", quality=int(rng.integers(90, 96)))
+
+
 def main() -> None:
-    """Writes both folders."""
+    """Writes all folders."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/pictures"))
     output = parser.parse_args().output
     print(f"{write_tiles(output / 'photos')} tiles in {output / 'photos'}")
     print(f"{write_digits(output / 'digits')} digits in {output / 'digits'}")
+    write_jpegs(output)
+    print(f"JPEGs in {output / 'imagenet_like'} and {output / 'laion_like'}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The only file that knows Orbax: asynchronous, atomic checkpoints of the whole train state."""
 
+import contextlib
 import json
 import logging
 import re
@@ -33,7 +34,14 @@ _RUNTIME = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.evaluate_every",
+    "train.max_rollbacks",
+    "train.hang_seconds",
     "data.eval_examples",
+    # How a step is spread over devices and memory; any state restores on any mesh.
+    "mesh.",
+    "train.accumulate",
+    "model.siglip.remat",
+    "model.siglip.unroll",
 )
 
 
@@ -159,6 +167,17 @@ class Checkpoints:
         """Blocks until every started write is committed; raises CheckpointError when one failed."""
         with self._explained(None):
             self._manager.wait_until_finished()
+
+    def check(self) -> None:
+        """Raises CheckpointError when a write in the background has failed; waits for none."""
+        with self._explained(None):
+            self._manager.check_for_errors()
+
+    def reopen(self) -> None:
+        """Forgets a failed write, whose error Orbax would raise again and again, and what it left half written."""
+        with contextlib.suppress(Exception):  # the failure that we know of
+            self._manager.close()
+        self._manager = self._open()
 
     def close(self) -> None:
         """Waits and releases the threads."""

@@ -22,12 +22,20 @@ class TrainConfig:
 
     steps: int = 100_000
     batch_size: int = 256  # rows of the global batch
+    # Parts of the batch that a step computes one after another, for memory. Gradients, codebooks and the contrastive
+    # loss are those of the whole batch; only the adaptive generator weight is of each part (and its metric their mean).
+    accumulate: int = 1
     log_every: int = 50  # steps
     checkpoint_every: int = 1_000  # steps; the last step is always saved
     keep_checkpoints: int = 2  # newest ones kept
     evaluate_every: int | None = None  # steps between evaluations; None only at the end
     ema_decay: float | None = None  # of the weight average that is evaluated and exported; None keeps none
-    max_consecutive_skips: int = 20  # non-finite steps in a row after which the run stops
+    # Non-finite steps in a row after which the run goes back to the newest checkpoint and on behind these examples.
+    max_consecutive_skips: int = 20
+    max_rollbacks: int = 3  # times in one start that it does so before it stops
+    # Without a step for so many seconds, and for 10 × the median step, the run hangs: it shows its stacks and exits to
+    # be started again.
+    hang_seconds: float = 120.0
 
 
 @dataclasses.dataclass(frozen=True)

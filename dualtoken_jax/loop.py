@@ -5,6 +5,7 @@ next one to train on; an evaluation comes before the checkpoint of the same step
 that a restart does not do again.
 """
 
+import contextlib
 import logging
 import math
 from functools import partial
@@ -19,11 +20,12 @@ from dualtoken_jax.config import Config
 from dualtoken_jax.data.dataset import TrainingData, open_training
 from dualtoken_jax.data.pipeline import Batches, batches
 from dualtoken_jax.data.text import open_text_tokenizer
-from dualtoken_jax.evaluation.measure import Measurement, measure
+from dualtoken_jax.evaluation.measure import Measurement, MeasurementStopped, measure
 from dualtoken_jax.evaluation.reconstruction import Samples, grid, sample
+from dualtoken_jax.guards import Guards
 from dualtoken_jax.metric_writer import MetricWriter
 from dualtoken_jax.progress import Progress
-from dualtoken_jax.stopping import StopRequest
+from dualtoken_jax.saver import Saver
 from dualtoken_jax.tasks import make_task
 from dualtoken_jax.tasks.state import TrainState
 from dualtoken_jax.text_tokenizer_copy import keep_text_tokenizer
@@ -33,7 +35,7 @@ _SAMPLES = 16  # held-out pictures that are looked at
 
 
 class NonFiniteError(RuntimeError):
-    """Too many steps in a row had non-finite values."""
+    """Too many steps in a row had non-finite values, again and again."""
 
 
 class Interrupted(Exception):
@@ -44,56 +46,101 @@ def run(config: Config, workdir: Path, frozen: dict | None = None, begin: dict |
     """Trains to `config.train.steps`, from the newest checkpoint in `workdir` if there is one, and returns the state.
 
     `begin` replaces fields of a fresh state, as an earlier stage left them.
-    Raises ConfigError for a workdir of another config, NonFiniteError, CheckpointError, or Interrupted after SIGTERM or
-    Ctrl-C, when everything is saved.
+    Raises ConfigError for a workdir of another config or one in use, NonFiniteError, CheckpointError, what reading data
+    raises, or Interrupted after SIGTERM or Ctrl-C, when everything is saved.
     """
     workdir, train = Path(workdir), config.train
-    mesh, task = sharding.make_mesh(config.mesh), make_task(config)
-    sharding.check_batch(train.batch_size, mesh)
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(train.batch_size, train.accumulate, mesh)
     claim_workdir(config, workdir)
+    with jax.set_mesh(mesh), Guards(workdir, train) as guards:
+        config = keep_text_tokenizer(config, workdir)
+        if frozen:
+            save_frozen(workdir, frozen)
+        position = None
+        for _ in range(train.max_rollbacks + 1):
+            try:
+                return _train(config, workdir, mesh, guards, (frozen or {}, begin or {}), position)
+            except _RolledBack as error:
+                why, position = error, error.position
+                log.error("%s. Going back to the newest checkpoint, and on at example %d", why, position)
+    raise NonFiniteError(f"{why}, and so it was after going back {train.max_rollbacks} times (train.max_rollbacks)")
+
+
+class _RolledBack(Exception):
+    """Steps in a row that were skipped; training goes on at `position`."""
+
+    def __init__(self, message: str, position: int):
+        super().__init__(message)
+        self.position = position
+
+
+def _train(
+    config: Config, workdir: Path, mesh: Mesh, guards: Guards, given: tuple[dict, dict], position: int | None
+) -> TrainState:
+    """From the newest checkpoint on; at `position` instead of its own where that is given."""
+    train, task = config.train, make_task(config)
     checkpoints = Checkpoints(workdir, train.keep_checkpoints)
-    config = keep_text_tokenizer(config, workdir)
-    if frozen:
-        save_frozen(workdir, frozen)
-    with jax.set_mesh(mesh), StopRequest() as stop:
-        training = open_training(config.data, config.seed)
-        state, saved = start_state(task, config, mesh, checkpoints, frozen or {}, begin or {})
-        step, position = int(state.step), training.position(saved) if saved else 0
-        data = host_batches(training, config, position)
-        writer = MetricWriter(workdir, step)
-        progress = Progress(config, step, writer)
-        # The state keeps its placement; left to the compiler it may move, and the second step compiles again.
-        places = jax.tree.map(lambda leaf: leaf.sharding, state)
-        train_step = jax.jit(partial(counted_step, task), donate_argnums=0, out_shardings=(places, None))
-        try:
-            while True:
-                if _due(step, train.evaluate_every, train.steps):
-                    progress.pause("evaluating")
-                    evaluate(task, state, config, mesh, writer)
-                stopping = stop.at(step)
-                done = step >= train.steps or stopping
-                if done or _due(step, train.checkpoint_every, train.steps):
-                    checkpoints.save(state, training.state(position))
-                if done:
-                    break
-                batch = sharding.to_global(next(data), mesh)
+    saver, training = Saver(checkpoints, train, guards), open_training(config.data, config.seed)
+    with guards.busy("restore"):
+        state, saved = start_state(task, config, mesh, checkpoints, *given)
+    if position is None:
+        position = training.position(saved) if saved else 0
+    step, compiled = int(state.step), False
+    guards.clock.resumed(step)
+    data, writer = host_batches(training, config, mesh, position), MetricWriter(workdir, step)
+    progress = Progress(config, step, writer, guards.clock, data.bad)
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    train_step = jit_step(task, places)
+    try:
+        while True:
+            if _due(step, train.evaluate_every, train.steps):
+                progress.pause("evaluating")
+                with guards.busy("evaluate", rescue=partial(saver.rescue, state, training.state(position))):
+                    _evaluate_unless_stopped(task, state, config, mesh, writer, guards)
+            stopping = guards.stop.due()
+            done = step >= train.steps or stopping
+            if done or saver.due(step):
+                saver.save(state, training.state(position), last=done)
+            if done:
+                break
+            with guards.busy("data"):
+                rows = next(data)
+            with guards.busy("transfer"):
+                batch = sharding.to_global(rows, mesh)
+            # There is nothing to rescue from the first step: it starts from what is saved, or from nothing.
+            with contextlib.nullcontext() if compiled else guards.busy("compile", rescue=lambda: None):
                 state, metrics = train_step(state, batch)
-                step, position = step + 1, position + train.batch_size
-                _check(progress.update(step, metrics), config)
-            _check(progress.finish(), config)
-        finally:
-            data.close()
-            writer.close()
-            checkpoints.close()
-    if stopping:
+            step, position, compiled = step + 1, position + train.batch_size, True
+            _check(progress.update(step, metrics), config, position)
+            guards.stepped(step)
+        _check(progress.finish(), config, position)
+    finally:
+        data.close()
+        writer.close()
+        checkpoints.close()
+    if stopping or guards.stop.requested:  # also while the last step was saved
         raise Interrupted(f"stopped after step {step} of {train.steps}; saved in {workdir}, the same command resumes")
     return state
+
+
+def _evaluate_unless_stopped(task, state, config: Config, mesh: Mesh, writer: MetricWriter, guards: Guards) -> None:
+    try:
+        evaluate(task, state, config, mesh, writer, guards.stop.due)
+    except MeasurementStopped:
+        log.warning("the evaluation at step %d was given up, to stop", int(state.step))
 
 
 def counted_step(task, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
     """The task's step, with the skip counters among its metrics."""
     state, metrics = task.train_step(state, batch)
     return state, metrics | {"consecutive_skips": state.consecutive_skips, "total_skips": state.total_skips}
+
+
+def jit_step(task, places: TrainState):
+    """The compiled form of `counted_step` for a state with these shardings, which it takes and gives back."""
+    # The state keeps its placement; left to the compiler it may move, and the second step compiles again.
+    return jax.jit(partial(counted_step, task), donate_argnums=0, out_shardings=(places, None))
 
 
 def start_state(
@@ -113,7 +160,7 @@ def start_state(
     return state.replace(frozen=frozen), data
 
 
-def host_batches(training: TrainingData, config: Config, position: int) -> Batches:
+def host_batches(training: TrainingData, config: Config, mesh: Mesh, position: int) -> Batches:
     """This host's training batches from `position` on."""
     siglip = config.model.siglip
     return batches(
@@ -126,19 +173,19 @@ def host_batches(training: TrainingData, config: Config, position: int) -> Batch
         augment=config.data.augment,
         decoding=config.data.decoding,
         reading=config.data.reading,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=sharding.host_rows(config.train.batch_size, mesh),
     )
 
 
 def evaluate(
-    task, state: TrainState, config: Config, mesh: Mesh, writer: MetricWriter
+    task, state: TrainState, config: Config, mesh: Mesh, writer: MetricWriter, stopping=lambda: False
 ) -> tuple[Measurement, Samples | None]:
     """Measures a state on the held-out examples and logs figures, pictures and use of the codes at its step.
 
-    Samples are None for a task without a tokenizer. Every process takes part and gets the same.
+    Samples are None for a task without a tokenizer. Every process takes part and gets the same. Raises
+    MeasurementStopped as `measure`.
     """
-    step, measurement, samples = int(state.step), measure(task, state, config, mesh), None
+    step, measurement, samples = int(state.step), measure(task, state, config, mesh, stopping), None
     writer.write_scalars(step, scalars(measurement.results, "eval/"))
     for branch, counts in measurement.code_counts.items():
         # Relative to even use, so that evaluations of any size compare; dead codes stand at 0.
@@ -159,12 +206,13 @@ def _due(step: int, every: int | None, last: int) -> bool:
     return every is not None and 0 < step < last and step % every == 0
 
 
-def _check(metrics: dict[str, float] | None, config: Config) -> None:
+def _check(metrics: dict[str, float] | None, config: Config, position: int) -> None:
     if metrics is None or metrics["consecutive_skips"] < config.train.max_consecutive_skips:
         return
     bad = sorted(name for name, value in metrics.items() if not math.isfinite(value))
-    raise NonFiniteError(
+    raise _RolledBack(
         f"step {int(metrics['step'])}: {int(metrics['consecutive_skips'])} steps in a row were skipped because these "
-        f"are not finite: {', '.join(bad) or 'the updated weights'}. The last good state is kept. Lower "
-        "optimizer.learning_rate, set optimizer.clip_norm, or look at the pictures around this position"
+        f"are not finite: {', '.join(bad) or 'the updated weights'}. Lower optimizer.learning_rate, set "
+        "optimizer.clip_norm, or look at the pictures around this position",
+        position,
     )

@@ -1,10 +1,9 @@
 """python -m dualtoken_jax.main --config=configs/tokenizer.py[:VARIANT] [--workdir=DIR] [--config.FIELD=VALUE …]
 
-Trains, evaluates and reports; started again on the same workdir it resumes.
+Trains, evaluates and reports; started again on the same workdir it resumes. Exit codes are in exit_codes.py.
 """
 
 import logging
-import os
 import sys
 from pathlib import Path
 
@@ -26,18 +25,24 @@ def main(argv: list[str]) -> None:
     import jax
 
     from dualtoken_jax import config as config_lib
-    from dualtoken_jax import job
+    from dualtoken_jax import distributed, exit_codes, job
     from dualtoken_jax.config_checks import check
 
-    if "JAX_COORDINATOR_ADDRESS" in os.environ or "TPU_WORKER_HOSTNAMES" in os.environ:
-        jax.distributed.initialize()
+    distributed.join()
     try:
         config = check(config_lib.from_dict(_CONFIG.value))
         job.run(config, Path(_WORKDIR.value or f"runs/{config.name}"))
+    except job.RESTARTABLE as reason:
+        print(reason, file=sys.stderr)
+        sys.exit(exit_codes.RESTART)
     except job.EXPECTED_ERRORS as error:
-        sys.exit(f"error: {error}")
-    except job.Interrupted as stop:
-        sys.exit(str(stop))
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(exit_codes.FAILED)
+    except jax.errors.JaxRuntimeError:
+        if jax.process_count() == 1:
+            raise
+        logging.exception("a step failed, most likely because another process has died")
+        sys.exit(exit_codes.RESTART)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,10 @@ import jax
 from tqdm import tqdm
 
 from dualtoken_jax.config import Config
+from dualtoken_jax.data.bad_images import BadImageCounter
+from dualtoken_jax.goodput import Clock
 from dualtoken_jax.metric_writer import MetricWriter
+from dualtoken_jax.stragglers import shares, slow_hosts
 
 log = logging.getLogger("dualtoken_jax")
 
@@ -18,8 +21,8 @@ _SHOWN = ("loss", "mse", "hidden_cosine", "generator_weight")
 class Progress:
     """Reads metrics one step late, so that the loop never waits for the step that it has just dispatched."""
 
-    def __init__(self, config: Config, step: int, writer: MetricWriter):
-        self._config, self._writer = config, writer
+    def __init__(self, config: Config, step: int, writer: MetricWriter, clock: Clock, bad: BadImageCounter):
+        self._config, self._writer, self._clock, self._bad = config, writer, clock, bad
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._since = (time.perf_counter(), step)
         terminal = sys.stderr.isatty() and jax.process_index() == 0
@@ -58,7 +61,10 @@ class Progress:
         now, (then, last) = time.perf_counter(), self._since
         self._since = (now, step)
         rate = (step - last) * self._config.train.batch_size / max(now - then, 1e-9)
-        self._writer.write_scalars(step, values | {"images_per_second": rate})
+        spent = shares(self._clock.interval(), step - last)
+        self._writer.write_scalars(step, values | {"images_per_second": rate} | spent | self._bad.scalars())
+        if slow := slow_hosts(spent):
+            log.warning("%s", slow)
         shown = "  ".join(f"{name} {values[name]:.3f}" for name in _SHOWN if name in values)
         if self._bar is not None:
             self._bar.set_postfix_str(f"{rate:.0f} images/s  {shown}")

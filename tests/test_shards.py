@@ -429,7 +429,7 @@ def test_a_shard_replaced_by_one_of_its_size_is_counted_picture_by_picture(tmp_p
     data, other = ((tmp_path / f"0000{n}.tar").read_bytes() for n in (0, 1))
     (tmp_path / "00001.tar").write_bytes(b"x" * len(other))
     assert len(data) == len(other)
-    reader = Reader(Shards(folder, "all", block=4), lambda captions: np.zeros((len(captions), 2)), 8)
+    reader = Reader(Shards(folder, "all", block=4), lambda captions: np.zeros((len(captions), 2)), 8, "exact")
     batch, problems = reader.batch(np.array([0, 11, 5, 19]), [None] * 4)
     assert batch["weight"].tolist() == [1, 0, 1, 0]
     assert [problem and (problem[0], problem[1].reason) for problem in problems] == [

@@ -10,14 +10,13 @@ from conftest import tiny_config
 
 from configs import demo
 from configs import tokenizer as recipes
-from dualtoken_jax import losses, sharding
+from dualtoken_jax import losses
 from dualtoken_jax.config import teacher_config
 from dualtoken_jax.models import bind, init_params
 from dualtoken_jax.models.dualtoken import decode, forward
 from dualtoken_jax.models.siglip import Siglip
 from dualtoken_jax.models.vgg import Lpips
-from dualtoken_jax.optimizer import names
-from dualtoken_jax.sharding import MeshConfig
+from dualtoken_jax.paths import names
 from dualtoken_jax.tasks import make_task
 from dualtoken_jax.tasks.state import new_state, normalise
 
@@ -251,29 +250,6 @@ def test_a_non_finite_step_changes_no_weight_moment_or_codebook():
         np.testing.assert_array_equal(a, b)
     recovered, _ = jax.jit(task.train_step)(new, _batch())
     assert (int(recovered.consecutive_skips), int(recovered.total_skips)) == (0, 1)
-
-
-@pytest.mark.parametrize(("fsdp", "tensor"), [(1, 1), (8, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
-def test_sharded_equals_unsharded(fsdp, tensor, monkeypatch):
-    monkeypatch.setattr(sharding, "_SMALL", 64)  # so that tiny arrays are split at all
-    config = _with(tiny_config(), generator=0.75, discriminator_start=0)
-    _, alone, expected = _step(config)
-    task, state = _start(config)
-    mesh = sharding.make_mesh(MeshConfig(fsdp, tensor))
-    with jax.set_mesh(mesh):
-        placed = jax.device_put(state, sharding.place(state, mesh))
-        split = [leaf for leaf in jax.tree.leaves(placed) if not leaf.sharding.is_fully_replicated]
-        assert bool(split) == (fsdp * tensor > 1)
-        new, metrics = jax.jit(task.train_step)(placed, sharding.to_global(_batch(), mesh))
-    for name, value in expected.items():
-        np.testing.assert_allclose(metrics[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
-    for a, b in zip(jax.tree.leaves(alone.codebooks), jax.tree.leaves(new.codebooks), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-
-
-def test_a_mesh_that_gives_other_results_is_refused():
-    with pytest.raises(ValueError, match="mesh.fsdp 2 and mesh.tensor 2 together give other results"):
-        sharding.make_mesh(MeshConfig(2, 2))
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])

@@ -7,6 +7,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import grain
@@ -94,9 +95,17 @@ def _explained(error: Exception) -> Exception:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """In a worker process: it must leave the accelerator and the decision to stop to the process that started it."""
+    """In a worker process: it leaves the accelerator and the decision to stop to the process that started it."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+
+
+def _follow(parent: int) -> None:
+    """A killed parent takes its workers along, which would wait for it for ever."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def _quiet_flags() -> None:

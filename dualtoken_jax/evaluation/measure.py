@@ -1,6 +1,7 @@
 """One pass over the held-out examples: everything that evaluation.json holds."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -31,13 +32,18 @@ class Measurement(NamedTuple):
     predictions: list[zero_shot.Prediction]  # for the labelled ones among these images
 
 
-def measure(task, state, config: Config, mesh) -> Measurement:
+class MeasurementStopped(Exception):
+    """Somebody asked to stop in the middle."""
+
+
+def measure(task, state, config: Config, mesh, stopping: Callable[[], bool] = lambda: False) -> Measurement:
     """Metrics, and what a report shows beside them.
 
-    Exact on uneven last batches. Every host computes the same figures.
+    Exact on uneven last batches. Every host computes the same figures. Raises MeasurementStopped when `stopping`, which
+    is asked at every batch, says so.
     """
     source = open_source(config.data, config.seed, "eval")
-    collected = _collect(task, state, source, config, mesh)
+    collected = _collect(task, state, source, config, mesh, stopping)
     classes = _class_embeddings(task, state, source, config, mesh)
     results: dict[str, Any] = {"examples": int(collected["weight"].sum())}
     results |= _classification(classes, collected)
@@ -54,9 +60,9 @@ def measure(task, state, config: Config, mesh) -> Measurement:
     return Measurement(results, collected["codes"], images, predictions)
 
 
-def _collect(task, state, source: Source, config: Config, mesh) -> dict[str, Any]:
+def _collect(task, state, source: Source, config: Config, mesh, stopping: Callable[[], bool]) -> dict[str, Any]:
     """Embeddings, labels and texts of all examples on every host, sums and code counts; the first few pictures."""
-    siglip, host = config.model.siglip, (jax.process_index(), jax.process_count())
+    siglip = config.model.siglip
     step = _compiled_step(task, mesh)
     batches = eval_batches(
         source,
@@ -64,13 +70,14 @@ def _collect(task, state, source: Source, config: Config, mesh) -> dict[str, Any
         resolution=siglip.image_size,
         batch_size=config.train.batch_size,
         limit=config.data.eval_examples,
-        process_index=host[0],
-        process_count=host[1],
+        rows=sharding.host_rows(config.train.batch_size, mesh),
         decoding=config.data.decoding,
         reading=config.data.reading,
     )
     rows, sums, codes, images = [], [], {}, []
     for batch in batches:
+        if stopping():
+            raise MeasurementStopped
         outputs, batch = jax.device_get(step(state, sharding.to_global(batch, mesh)))
         keep = batch["weight"] > 0
         embeddings = {name: value[keep] for name, value in outputs["embeddings"].items()}

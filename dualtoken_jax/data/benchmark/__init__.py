@@ -1,0 +1,1 @@
+"""How fast pictures come, and what a training step loses by waiting for them; see __main__.py."""
