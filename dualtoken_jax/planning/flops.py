@@ -32,10 +32,11 @@ class Flops:
 
 def count(function: Callable, *shapes, tile: int = 128) -> Flops:
     """Of `function(*shapes)`, which is traced only; `tile` is the side of the matrix unit."""
-    return _jaxpr(jax.make_jaxpr(function)(*shapes).jaxpr, tile)
+    return count_jaxpr(jax.make_jaxpr(function)(*shapes).jaxpr, tile)
 
 
-def _jaxpr(jaxpr: Jaxpr, tile: int) -> Flops:
+def count_jaxpr(jaxpr: Jaxpr, tile: int) -> Flops:
+    """Of one call of a traced function."""
     return sum((_equation(eqn, tile) for eqn in jaxpr.eqns), Flops(0.0, 0.0))
 
 
@@ -45,7 +46,7 @@ def _equation(eqn, tile: int) -> Flops:
         return _dot(eqn, tile)
     if name == "conv_general_dilated":
         return _convolution(eqn, tile)
-    inner = [_jaxpr(jaxpr, tile) for jaxpr in _inner(eqn.params)]
+    inner = [count_jaxpr(jaxpr, tile) for jaxpr in _inner(eqn.params)]
     if name == "cond":  # one branch runs; a plan is about the dearest
         return max(inner, key=lambda flops: flops.exact)
     return sum(inner, Flops(0.0, 0.0)).times(eqn.params["length"] if name == "scan" else 1)
@@ -71,15 +72,13 @@ def _dot(eqn, tile: int) -> Flops:
 
 
 def _convolution(eqn, tile: int) -> Flops:
-    numbers, left, right = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape, eqn.invars[1].aval.shape
-    out = eqn.outvars[0].aval.shape
+    numbers, right, out = eqn.params["dimension_numbers"], eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
     groups = eqn.params["feature_group_count"] * eqn.params["batch_group_count"]
     # Zeros between the inputs, which the gradient of a strided convolution has, are not multiplied.
     dilation = math.prod(eqn.params["lhs_dilation"])
     taps = math.prod(right[a] for a in numbers.rhs_spec[2:])
     inputs, outputs = right[numbers.rhs_spec[1]], out[numbers.out_spec[1]]
     positions = math.prod(out) // outputs
-    del left
     return _product(eqn, groups, positions / dilation, taps * inputs, outputs / groups, tile)
 
 

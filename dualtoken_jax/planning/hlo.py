@@ -12,6 +12,7 @@ _OPCODE = re.compile(r"\s([a-z][\w\-]*)\(")
 _TILE = re.compile(r"T\(([\d,]+)\)")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|called_computations)=\{?%?([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+))")
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _TRIPS = re.compile(r'known_trip_count":?=?\{"?n"?[:=]"?(\d+)')
 
 
@@ -55,12 +56,6 @@ class Instruction:
         found = [listed.split(",") if listed else [one] for listed, one in _BRANCHES.findall(self.attributes)]
         return [name.strip().lstrip("%") for names in found for name in names]
 
-    @property
-    def trips(self) -> int:
-        """Turns of a loop: 1 where the compiler does not know."""
-        found = _TRIPS.search(self.attributes)
-        return int(found[1]) if found else 1
-
 
 @dataclasses.dataclass(frozen=True)
 class Module:
@@ -75,10 +70,26 @@ class Module:
         self._visit(self.entry, 1.0, counts)
         return counts
 
+    def trips(self, loop: Instruction) -> int | None:
+        """Turns of a `while`: as the compiler notes them, or as its condition counts up to; None if neither says it."""
+        if found := _TRIPS.search(loop.attributes):
+            return int(found[1])
+        condition = self.computations[_CONDITION.search(loop.attributes)[1]]
+        test = next(one for one in condition if one.is_root)
+        limits = [one.inside for one in condition if one.opcode == "constant" and one.name in test.operands]
+        less = test.opcode == "compare" and "direction=LT" in test.attributes
+        return int(limits[0]) if less and len(limits) == 1 and limits[0].isdecimal() else None
+
+    @property
+    def unknown_loops(self) -> int:
+        """How many loops count as one turn because nothing says how many they take."""
+        loops = [one for instructions in self.computations.values() for one in instructions if one.opcode == "while"]
+        return sum(self.trips(loop) is None for loop in loops)
+
     def _visit(self, name: str, times: float, counts: dict[str, float]) -> None:
         counts[name] += times
         for instruction in self.computations[name]:
-            turns = instruction.trips if instruction.opcode == "while" else 1
+            turns = (self.trips(instruction) or 1) if instruction.opcode == "while" else 1
             for called in instruction.called:
                 self._visit(called, times * turns, counts)
             if instruction.branches:  # a plan is about the dearest: the longest, which its length stands for
@@ -145,4 +156,3 @@ def _bits(kind: str) -> int:
     if kind in ("pred", "token"):
         return 8 if kind == "pred" else 0
     return int(re.search(r"\d+", kind)[0])
-

@@ -48,25 +48,41 @@ def _moved(instruction: Instruction, shapes: dict[str, Instruction], module: Mod
     if instruction.opcode == "dynamic-update-slice":
         return 2.0 * _size(shapes.get(instruction.operands[1]))
     if instruction.opcode == "fusion":
-        return _fusion(instruction, shapes, module.computations[instruction.called[0]])
+        return _fusion(instruction, shapes, module)
     return _size(instruction) + sum(_size(shapes.get(name)) for name in instruction.operands)
 
 
-def _fusion(instruction: Instruction, shapes: dict[str, Instruction], body: list[Instruction]) -> float:
+def _fusion(instruction: Instruction, shapes: dict[str, Instruction], module: Module) -> float:
+    body = module.computations[instruction.called[0]]
     inner = {one.name: one for one in body}
-    parameters = sorted((one for one in body if one.opcode == "parameter"), key=lambda one: int(one.inside))
     updates = list(_updates(body, inner))
     overwritten = {_origin(update.operands[0], inner) for update in updates}
     moved = sum(2.0 * _unpadded(inner[update.operands[1]]) for update in updates)
-    for name, parameter in zip(instruction.operands, parameters, strict=False):
-        if parameter.name in overwritten or _size(shapes.get(name)) == 0:
-            continue
-        users = [one for one in body if parameter.name in one.operands]
-        if users and all(one.opcode in _PART and one.operands[0] == parameter.name for one in users):
-            moved += sum(_unpadded(one) for one in users)
-        else:
-            moved += _size(shapes.get(name))
+    for name, parameter in zip(instruction.operands, _parameters(body), strict=True):
+        size = _size(shapes.get(name))
+        if parameter.name not in overwritten and size > 0:
+            moved += min(size, _read(parameter, body, module, size))
     return moved + (0.0 if updates else _size(instruction))
+
+
+def _parameters(body: list[Instruction]) -> list[Instruction]:
+    return sorted((one for one in body if one.opcode == "parameter"), key=lambda one: int(one.inside))
+
+
+def _read(value: Instruction, body: list[Instruction], module: Module, whole: float) -> float:
+    """Bytes that a fusion reads of a value: `whole`, or what slices take of it, in fusions within it too."""
+    total = 0.0
+    for user in (one for one in body if value.name in one.operands):
+        if user.opcode in _PART and user.operands[0] == value.name:
+            total += _unpadded(user)
+        elif user.opcode == "bitcast":
+            total += _read(user, body, module, whole)
+        elif user.opcode == "fusion":
+            within = module.computations[user.called[0]]
+            total += _read(_parameters(within)[user.operands.index(value.name)], within, module, whole)
+        else:
+            return whole
+    return total
 
 
 def _updates(body: list[Instruction], inner: dict[str, Instruction]) -> Iterator[Instruction]:
