@@ -175,8 +175,7 @@ def stream_from(source: Shards, order: Order, position: int) -> Batches:
         start=position,
         augment=True,
         reading=Reading(),
-        process_index=0,
-        process_count=1,
+        rows=np.arange(BATCH),
     )
 
 

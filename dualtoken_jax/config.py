@@ -22,6 +22,9 @@ class TrainConfig:
 
     steps: int = 100_000
     batch_size: int = 256  # rows of the global batch
+    # Parts of the batch that a step computes one after another, for memory. Gradients, codebooks and the contrastive
+    # loss are those of the whole batch; only the adaptive generator weight is of each part (and its metric their mean).
+    accumulate: int = 1
     log_every: int = 50  # steps
     checkpoint_every: int = 1_000  # steps; the last step is always saved
     keep_checkpoints: int = 2  # newest ones kept

@@ -4,7 +4,6 @@ Trains, evaluates and reports; started again on the same workdir it resumes. Exi
 """
 
 import logging
-import os
 import sys
 from pathlib import Path
 
@@ -26,11 +25,10 @@ def main(argv: list[str]) -> None:
     import jax
 
     from dualtoken_jax import config as config_lib
-    from dualtoken_jax import exit_codes, job
+    from dualtoken_jax import distributed, exit_codes, job
     from dualtoken_jax.config_checks import check
 
-    if "JAX_COORDINATOR_ADDRESS" in os.environ or "TPU_WORKER_HOSTNAMES" in os.environ:
-        jax.distributed.initialize()
+    distributed.join()
     try:
         config = check(config_lib.from_dict(_CONFIG.value))
         job.run(config, Path(_WORKDIR.value or f"runs/{config.name}"))

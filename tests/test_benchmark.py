@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 from PIL import Image
+from prepared_files import index_folder
+from shard_files import tar_bytes
 from torch_packages import imported
 
 from dualtoken_jax.config import teacher_config
@@ -95,13 +97,24 @@ def test_the_command_writes_what_it_prints(pictures, tmp_path, monkeypatch, caps
     assert "fast_over_torch_uint8: 3" in capsys.readouterr().out
 
 
+def test_a_prepared_dataset_has_no_peer_and_counts_requests(pictures, tmp_path, monkeypatch, capsys):
+    (tmp_path / "0.tar").write_bytes(tar_bytes([(path.name, path.read_bytes()) for path in sorted(pictures.iterdir())]))
+    index_folder(tmp_path)
+    command.main([f"--folder={tmp_path}", "--loader_only", "--resolution=16", "--batch_size=7", "--batches=3"])
+    found = json.loads(capsys.readouterr().out)
+    assert 0 < found["requests_per_picture"] < 3 and found["bad_pictures"] == {"not-an-image": found["steps"]}
+    monkeypatch.setattr(command, "_run", lambda arguments: {"pictures_per_second": 1.0})
+    flags = command._parser().parse_args([f"--folder={tmp_path}", "--seconds=0.01", "--resolution=16"])
+    assert set(command._with_folder(flags)["loaders"]["turns"]) == {"exact", "fast"}
+
+
 def test_a_process_that_fails_is_told_of(tmp_path):
     with pytest.raises(SystemExit, match="there is no image folder"):
         command.main([f"--folder={tmp_path / 'nowhere'}"])
     with pytest.raises(SystemExit, match=r"no recipe .*nothing\.py"):
         command.main(["--config=nothing.py:demo"])
-    with pytest.raises(OSError, match="unrecognized arguments"):
-        command._run(["dualtoken_jax.data.benchmark", f"--folder={tmp_path}", "--nonsense"])
+    with pytest.raises(OSError, match=r"(?s)json\.tool .*nowhere failed:.*No such file"):
+        command._run(["json.tool", str(tmp_path / "nowhere")])
 
 
 def test_the_peer_does_what_the_released_loader_does(pictures):

@@ -107,6 +107,17 @@ def test_both_jpeg_decoders_give_the_same_bits(subsampling):
                 np.testing.assert_array_equal(found, np.asarray(image.convert("RGB")))
 
 
+def test_of_a_phones_double_picture_the_first_is_taken():
+    """MPO: two JPEGs in one file."""
+    first, second = (Image.fromarray(noise(9, 9, seed=seed)).resize((400, 300)) for seed in (0, 1))
+    data = encoded(first, "MPO", save_all=True, append_images=[second], quality=95)
+    assert len(data) > 1.5 * len(encoded(first, "JPEG", quality=95))
+    assert np.abs(decode(data).astype(int) - np.asarray(first)).mean() < 3
+    for how in ("exact", "fast"):
+        found = images.load(data, 60, None, how).astype(int)
+        assert np.abs(found - images.load(np.asarray(first), 60, None, how)).mean() < 3
+
+
 def test_only_pillow_judges_damaged_and_unusual_jpegs():
     pytest.importorskip("simplejpeg")
     whole = encoded(Image.fromarray(noise(64, 64)), "JPEG")

@@ -79,7 +79,8 @@ def _load_fast(data: bytes, resolution: int, rng: np.random.Generator | None) ->
     orientation = _orientation(image)
     width, height = image.size[::-1] if orientation in _ON_ITS_SIDE else image.size
     box = crops.box_of(height, width, resolution, rng)
-    shrink = jpeg.shrink_for(box.height, box.width, resolution)
+    # libjpeg's last row and column of a shrunk picture may stand for a part of one: turned, they would come first.
+    shrink = 1 if orientation in _UPRIGHT else jpeg.shrink_for(box.height, box.width, resolution)
     pixels = _jpeg_pixels(data, image, orientation, shrink)
     if pixels.shape[:2] == (height, width):  # some kinds of JPEG are decoded whole whatever one asks
         shrink = 1

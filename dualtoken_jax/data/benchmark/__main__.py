@@ -20,10 +20,14 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from dualtoken_jax.data import manifest
 from dualtoken_jax.data.benchmark import decoder, loader
 from dualtoken_jax.data.images import Decoding
 from dualtoken_jax.data.reading import Reading
-from dualtoken_jax.data.sources import Folder
+from dualtoken_jax.data.shards import Shards
+from dualtoken_jax.data.sources import Example, Folder
 from dualtoken_jax.flags import positive
 
 DECODINGS = typing.get_args(Decoding)
@@ -49,6 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
         record |= _with_folder(flags) if flags.folder else _with_config(flags)
     except (OSError, ValueError, RuntimeError) as error:  # job.EXPECTED_ERRORS without importing jax
         sys.exit(f"error: {error}")
+    record["load_after"] = os.getloadavg()[0]
     if flags.json:
         flags.json.parent.mkdir(parents=True, exist_ok=True)
         flags.json.write_text(json.dumps(record, indent=1) + "\n")
@@ -61,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--folder", type=Path, help="pictures to decode, crop and load")
+    what.add_argument("--folder", type=Path, help="pictures, or a prepared dataset, to decode, crop and load")
     what.add_argument("--config", help="recipe whose data and step are measured, FILE.py:VARIANT")
     parser.add_argument(
         "--decoding", choices=DECODINGS, default="exact", help="of --loader_only; else both are measured"
@@ -81,13 +86,21 @@ def _parser() -> argparse.ArgumentParser:
 
 def _setting(flags: argparse.Namespace) -> loader.Setting:
     reading = Reading(threads=flags.threads, workers=flags.workers)
-    source = Folder(flags.folder, "all")
-    return loader.Setting(source, flags.resolution, flags.batch_size, flags.decoding, reading, augment=True)
+    return loader.Setting(_source(flags), flags.resolution, flags.batch_size, flags.decoding, reading, augment=True)
+
+
+def _source(flags: argparse.Namespace) -> Folder | Shards:
+    return Shards(flags.folder, "all") if _is_prepared(flags) else Folder(flags.folder, "all")
+
+
+def _is_prepared(flags: argparse.Namespace) -> bool:
+    return (flags.folder / manifest.FILE).exists()
 
 
 def _with_folder(flags: argparse.Namespace) -> dict[str, Any]:
-    source = Folder(flags.folder, "all")
-    files = decoder.usable([example.image for example in source.read(range(min(len(source), SAMPLE)))])
+    source = _source(flags)
+    examples = source.read(np.arange(min(len(source), SAMPLE)))
+    files = decoder.usable([one.image for one in examples if isinstance(one, Example)])
     found: dict[str, Any] = {"pictures": len(source), "mean_bytes": sum(map(len, files)) / len(files)}
     found["decoder"] = {
         f"{decoding}_{threads}_threads": decoder.rate(files, flags.resolution, decoding, threads, flags.seconds)
@@ -103,7 +116,7 @@ def _loaders(flags: argparse.Namespace) -> dict[str, Any]:
     reading = [f"--threads={flags.threads}", f"--workers={flags.workers}"]
     ours = ["dualtoken_jax.data.benchmark", *same, *reading, "--loader_only"]
     commands = {decoding: [*ours, f"--decoding={decoding}"] for decoding in DECODINGS}
-    if all(map(importlib.util.find_spec, ("torch", "torchvision"))):
+    if all(map(importlib.util.find_spec, ("torch", "torchvision"))) and not _is_prepared(flags):
         peer = ["dualtoken_jax.data.benchmark.peer", *same, f"--workers={flags.threads * max(flags.workers, 1)}"]
         commands |= {name: peer + more for name, more in PEERS.items()}
     turns = [{name: _run(command) for name, command in commands.items()} for _ in range(flags.repeats)]

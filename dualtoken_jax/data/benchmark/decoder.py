@@ -1,5 +1,6 @@
 """The decoder alone: encoded files in memory → crops, without any of the loader around it."""
 
+import itertools
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,11 +30,10 @@ def rate(files: Sequence[bytes], resolution: int, decoding: Decoding, threads: i
     """Pictures per second of decode and random crop to R × R, `threads` at once, over and over for `seconds`."""
 
     def work(first: int) -> int:
-        done, number = 0, first
-        while time.perf_counter() < deadline:
+        for done, number in enumerate(itertools.count(first, threads), 1):
             load(files[number % len(files)], resolution, np.random.default_rng(number), decoding)
-            done, number = done + 1, number + threads
-        return done
+            if time.perf_counter() >= deadline:
+                return done
 
     for data in files[:threads]:  # imports and thread-local tools
         load(data, resolution, np.random.default_rng(0), decoding)
