@@ -45,7 +45,10 @@ def start(place: Path, *command, **more) -> subprocess.Popen:
 def run(place: Path, *command, **more) -> tuple[int, str]:
     """Exit code and output."""
     process = start(place, *command, **more)
-    output = process.communicate(timeout=60)[0]
+    try:
+        output = process.communicate(timeout=120)[0]
+    finally:  # babysit would go on for ever
+        process.kill()
     return process.returncode, output
 
 
