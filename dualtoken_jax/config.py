@@ -125,6 +125,8 @@ def to_config_dict(config) -> ConfigDict:
             value = to_config_dict(value)
         elif value is None:
             value = _placeholder(hint)
+        elif types.NoneType in typing.get_args(hint):  # a field of type object reads literals, None among them
+            value = config_dict.FieldReference(value, field_type=object)
         elif isinstance(value, tuple):
             value = tuple(to_config_dict(item) if dataclasses.is_dataclass(item) else item for item in value)
         result[name] = value
