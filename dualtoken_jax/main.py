@@ -4,6 +4,7 @@ Trains, evaluates and reports; started again on the same workdir it resumes. Exi
 """
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def main(argv: list[str]) -> None:
         if jax.process_count() == 1:
             raise
         logging.exception("a step failed, most likely because another process has died")
-        sys.exit(exit_codes.RESTART)
+        logging.shutdown()
+        os._exit(exit_codes.RESTART)  # an ordinary end waits for the others, and for the dead one in vain
 
 
 if __name__ == "__main__":
