@@ -177,9 +177,10 @@ def test_teacher_follows_the_tokenizer():
 def test_what_may_be_none_can_be_set_to_it_and_back_on_the_command_line():
     values = flags.FlagValues()
     settings = to_config_dict(recipes.recipe("demo"))
-    config_flags.DEFINE_config_dict("config", settings, flag_values=values)
     named = ["mesh.data=1", "mesh.fsdp=None", "model.pixel.restart_threshold=None", "train.evaluate_every=5"]
-    values(["program", *(f"--config.{setting}" for setting in named)])
+    arguments = ["program", *(f"--config.{setting}" for setting in named)]
+    config_flags.DEFINE_config_dict("config", settings, flag_values=values, sys_argv=arguments)
+    values(arguments)
     config = from_dict(values.config)
     assert config.mesh == MeshConfig(data=1, fsdp=None, tensor=1)
     assert (config.model.pixel.restart_threshold, config.train.evaluate_every) == (None, 5)

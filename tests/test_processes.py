@@ -60,21 +60,30 @@ def _run_on_two(mesh: MeshConfig, frozen: dict, workdir: Path, folder: Path):
     folder.mkdir()
     save_frozen(folder, frozen)
     (folder / "config.json").write_text(json.dumps(to_json(_config(mesh))))
+    output = folder / "state.npz"
+    for _ in range(3):
+        codes, errors = _start_two(str(folder), str(workdir), str(output))
+        # On a busy machine one of them may compile for so long that gloo gives it up (30 s); the next time, what was
+        # compiled is in the cache.
+        if codes == [0, 0] or "Gloo context initialization failed" not in errors:
+            break
+    assert codes == [0, 0], errors
+    found = np.load(output, allow_pickle=False)
+    return [found[f"arr_{i}"] for i in range(len(found.files) - 2)], found["image"], found["held"]
+
+
+def _start_two(*arguments: str) -> tuple[list[int], str]:
+    """Exit codes of both processes, and what they wrote."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    root, output = Path(__file__).parents[1], folder / "state.npz"
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
     shared = os.environ | {"XLA_FLAGS": flags, "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    command = [sys.executable, "-c", _CHILD, str(folder), str(workdir), str(output)]
-    children = [
-        subprocess.Popen(command, cwd=root, env=shared | {"JAX_PROCESS_ID": str(i)}, stderr=subprocess.PIPE, text=True)
-        for i in range(2)
-    ]
+    options = {"cwd": Path(__file__).parents[1], "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", _CHILD, *arguments]
+    children = [subprocess.Popen(command, env=shared | {"JAX_PROCESS_ID": str(i)}, **options) for i in range(2)]
     errors = [child.communicate(timeout=1200)[1] for child in children]
-    assert [child.returncode for child in children] == [0, 0], "\n".join(errors)
-    found = np.load(output, allow_pickle=False)
-    return [found[f"arr_{i}"] for i in range(len(found.files) - 2)], found["image"], found["held"]
+    return [child.returncode for child in children], "\n".join(errors)
 
 
 @pytest.fixture(scope="module", autouse=True)
