@@ -99,7 +99,7 @@ def rows_of(shard: int, rows: int, seed: int, corrupt: float) -> tuple[list[dict
 
 def _scores(rng: np.random.Generator, rows: int) -> dict[str, list]:
     unsafe = np.clip(rng.beta(0.4, 6, rows), 0, 1)
-    tags = np.digitize(unsafe * rng.uniform(0.5, 1.5, rows), [0.2, 0.5])  # another model's opinion
+    tags = np.digitize(unsafe * rng.uniform(0.2, 1.5, rows), [0.2, 0.5])  # another model's opinion
     tags[rng.random(rows) < 0.01] = 3  # not every row of LAION was scored
     return {
         "NSFW": [_NSFW[tag] for tag in tags],

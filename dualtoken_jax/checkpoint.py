@@ -37,6 +37,11 @@ _RUNTIME = (
     "train.max_rollbacks",
     "train.hang_seconds",
     "data.eval_examples",
+    # How a step is spread over devices and memory; any state restores on any mesh.
+    "mesh.",
+    "train.accumulate",
+    "model.siglip.remat",
+    "model.siglip.unroll",
 )
 
 

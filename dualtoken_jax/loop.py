@@ -51,7 +51,7 @@ def run(config: Config, workdir: Path, frozen: dict | None = None, begin: dict |
     """
     workdir, train = Path(workdir), config.train
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(train.batch_size, mesh)
+    sharding.check_batch(train.batch_size, train.accumulate, mesh)
     claim_workdir(config, workdir)
     with jax.set_mesh(mesh), Guards(workdir, train) as guards:
         config = keep_text_tokenizer(config, workdir)
@@ -88,11 +88,10 @@ def _train(
         position = training.position(saved) if saved else 0
     step, compiled = int(state.step), False
     guards.clock.resumed(step)
-    data, writer = host_batches(training, config, position), MetricWriter(workdir, step)
+    data, writer = host_batches(training, config, mesh, position), MetricWriter(workdir, step)
     progress = Progress(config, step, writer, guards.clock, data.bad)
-    # The state keeps its placement; left to the compiler it may move, and the second step compiles again.
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    train_step = jax.jit(partial(counted_step, task), donate_argnums=0, out_shardings=(places, None))
+    train_step = jit_step(task, places)
     try:
         while True:
             if _due(step, train.evaluate_every, train.steps):
@@ -120,7 +119,7 @@ def _train(
         data.close()
         writer.close()
         checkpoints.close()
-    if stopping:
+    if stopping or guards.stop.requested:  # also while the last step was saved
         raise Interrupted(f"stopped after step {step} of {train.steps}; saved in {workdir}, the same command resumes")
     return state
 
@@ -136,6 +135,12 @@ def counted_step(task, state: TrainState, batch: dict[str, jax.Array]) -> tuple[
     """The task's step, with the skip counters among its metrics."""
     state, metrics = task.train_step(state, batch)
     return state, metrics | {"consecutive_skips": state.consecutive_skips, "total_skips": state.total_skips}
+
+
+def jit_step(task, places: TrainState):
+    """The compiled form of `counted_step` for a state with these shardings, which it takes and gives back."""
+    # The state keeps its placement; left to the compiler it may move, and the second step compiles again.
+    return jax.jit(partial(counted_step, task), donate_argnums=0, out_shardings=(places, None))
 
 
 def start_state(
@@ -155,7 +160,7 @@ def start_state(
     return state.replace(frozen=frozen), data
 
 
-def host_batches(training: TrainingData, config: Config, position: int) -> Batches:
+def host_batches(training: TrainingData, config: Config, mesh: Mesh, position: int) -> Batches:
     """This host's training batches from `position` on."""
     siglip = config.model.siglip
     return batches(
@@ -168,8 +173,7 @@ def host_batches(training: TrainingData, config: Config, position: int) -> Batch
         augment=config.data.augment,
         decoding=config.data.decoding,
         reading=config.data.reading,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=sharding.host_rows(config.train.batch_size, mesh),
     )
 
 

@@ -26,11 +26,10 @@ def main(argv: list[str]) -> None:
     import jax
 
     from dualtoken_jax import config as config_lib
-    from dualtoken_jax import exit_codes, job
+    from dualtoken_jax import distributed, exit_codes, job
     from dualtoken_jax.config_checks import check
 
-    if "JAX_COORDINATOR_ADDRESS" in os.environ or "TPU_WORKER_HOSTNAMES" in os.environ:
-        jax.distributed.initialize()
+    distributed.join()
     try:
         config = check(config_lib.from_dict(_CONFIG.value))
         job.run(config, Path(_WORKDIR.value or f"runs/{config.name}"))
@@ -44,7 +43,8 @@ def main(argv: list[str]) -> None:
         if jax.process_count() == 1:
             raise
         logging.exception("a step failed, most likely because another process has died")
-        sys.exit(exit_codes.RESTART)
+        logging.shutdown()
+        os._exit(exit_codes.RESTART)  # an ordinary end waits for the others, and for the dead one in vain
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dualtoken_jax.paths import is_stacked, names
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -63,16 +65,7 @@ def make_optimizer(config: OptimizerConfig, rate: optax.Schedule) -> optax.Gradi
 
 
 def _decays(params):
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: np.ndim(leaf) - _is_stacked(path) > 1, params)
-
-
-def _is_stacked(path) -> bool:
-    return "layers" in names(path)  # stacked layers carry a leading layer axis
-
-
-def names(path) -> list[str]:
-    """Keys along a pytree path of nested dicts."""
-    return [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: np.ndim(leaf) - is_stacked(path) > 1, params)
 
 
 def trainable(params, freeze: FreezeConfig):

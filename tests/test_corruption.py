@@ -101,8 +101,7 @@ def batches(source, count, threads=2):
         augment=True,
         decoding="exact",
         reading=Reading(threads),
-        process_index=0,
-        process_count=1,
+        rows=np.arange(BATCH),
     )
     positions = order.examples(np.arange(count * BATCH))
     numbers = np.arange(FILES)

@@ -159,8 +159,8 @@ def poisoned_between(first, last):
     """`loop.host_batches`, with labels and text of the rows at these positions spoiled so that every loss is NaN."""
     real = loop.host_batches
 
-    def batches(training, config, position):
-        inner = real(training, config, position)
+    def batches(training, config, mesh, position):
+        inner = real(training, config, mesh, position)
 
         class Spoiled:
             bad, at = inner.bad, position

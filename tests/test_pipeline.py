@@ -76,8 +76,7 @@ def train(source, count, *, batch_size=8, seed=0, start=0, augment=False, thread
         augment=augment,
         decoding="exact",
         reading=Reading(threads, workers, stall_seconds=60),
-        process_index=host,
-        process_count=hosts,
+        rows=np.arange(batch_size).reshape(hosts, -1)[host],
     )
     try:
         return [next(iterator) for _ in range(count)], iterator
@@ -92,8 +91,7 @@ def evaluate(source, *, batch_size=8, limit=None, host=0, hosts=1):
         resolution=RESOLUTION,
         batch_size=batch_size,
         limit=limit,
-        process_index=host,
-        process_count=hosts,
+        rows=np.arange(batch_size).reshape(hosts, -1)[host],
         decoding="exact",
         reading=Reading(),
     )
@@ -241,16 +239,15 @@ def test_evaluation_gives_bad_files_no_weight_and_no_substitute():
 
 
 def test_impossible_requests_are_named():
-    with pytest.raises(ValueError, match="batch_size 8 .* hosts, 3"):
-        train(Numbered(5), 1, hosts=3)
     with pytest.raises(ValueError, match="at least 1 example"):
         train(Numbered(0), 1)
     with pytest.raises(ValueError, match="no examples"):
         evaluate(Numbered(0))
     with pytest.raises(ValueError, match="-8"):
         train(Numbered(5), 1, start=-8)
-    with pytest.raises(ValueError, match="process_index 2"):
-        train(Numbered(5), 1, host=2, hosts=2)
+    for rows in ([], [7, 8], [3, 2]):
+        with pytest.raises(ValueError, match="rows must ascend within the global batch of 8 rows"):
+            pipeline._check_rows(np.array(rows, int), 8)
     with pytest.raises(ValueError, match="limit must be at least 1"):
         evaluate(Numbered(5), limit=0)
 

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import json
 import tarfile
 from collections import Counter
 
@@ -108,7 +109,8 @@ def test_a_killed_conversion_goes_on(tars, records, tmp_path):
     flags = [str(tars), f"--output={output}", "--examples_per_shard=10", "--workers=1"]
     assert python("-c", _KILLED, *flags).returncode == -9
     partial = contents_of(output)
-    assert {"unfinished/0.json", "unfinished/1.json", "examples-00002-of-00005.array_record.partial"} < set(partial)
+    assert {"unfinished/0.json", "unfinished/1.json"} < set(partial)
+    assert [name for name in partial if "00002" in name and name.startswith("unfinished/")]  # half-written
     assert "examples-00002-of-00005.array_record" not in partial
     times = {name: (output / name).stat().st_mtime_ns for name in partial if name.endswith("array_record")}
     (output / "examples-00001-of-00005.array_record").write_bytes(b"cut off")  # a record alone is not believed
@@ -236,11 +238,18 @@ def test_imagenet_files_that_do_not_fit(imagenet, tmp_path):
         refused(val, None, None)
     few = tmp_path / "few.txt"
     few.write_text("n02000001\n")
+    two = tmp_path / "two.txt"
+    two.write_text("n02000001\nn01000001\n" * 2)
     with pytest.raises(ValueError, match="has 1 lines, .* has 4 pictures"):
         refused(val, str(few), None)
     with pytest.raises(ValueError, match="no name for 2 classes, such as n01000001"):
         few.write_text("n02000001 tench\n")
         refused(train, None, str(few))
+    prompts = tmp_path / "names.json"
+    prompts.write_text(json.dumps({"classes": ["shark", "goldfish", "tench"], "templates": ["a {}"]}))
+    assert refused(train, None, str(prompts)).class_names == ("shark", "goldfish", "tench")
+    with pytest.raises(ValueError, match="names 3 classes, and the tar file has 2"):
+        refused(val, str(two), str(prompts))
     with pytest.raises(ValueError, match="must have a synset.*'tench'"):
         refused(val, str(few), None)
     with pytest.raises(ValueError, match="no tar file, or is damaged"):

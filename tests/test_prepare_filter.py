@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -192,3 +193,13 @@ def test_the_command(laion, tmp_path, capsys):
         command.main([str(laion), "--output=x", "--column=similarities=clip"])
     assert "one of caption" in capsys.readouterr().err
     assert np.isfinite(dropped) and dropped > 0
+
+
+def test_an_object_store(laion, tmp_path):
+    files = fsspec.filesystem("memory")
+    files.put(str(laion), "/laion", recursive=True)
+    filter_dataset("memory://laion", "memory://safe", Rules(min_words=4), {})
+    filter_dataset(str(laion), str(tmp_path / "safe"), Rules(min_words=4), {})
+    remote, local = read_manifest("memory://safe"), read_manifest(str(tmp_path / "safe"))
+    assert remote.shards == local.shards and remote.root == "memory://laion"
+    assert [one[:3] for one in examples_of("memory://safe")] == [one[:3] for one in examples_of(tmp_path / "safe")]

@@ -32,8 +32,7 @@ def mixed(count, reading, *, start=0, host=0, hosts=1, batch_size=16):
         augment=True,
         decoding="exact",
         reading=reading,
-        process_index=host,
-        process_count=hosts,
+        rows=np.arange(batch_size).reshape(hosts, -1)[host],
     )
     try:
         return [next(iterator) for _ in range(count)]
@@ -98,8 +97,7 @@ def stream(source, reading, encode=encode):
         augment=False,
         decoding="exact",
         reading=reading,
-        process_index=0,
-        process_count=1,
+        rows=np.arange(8),
     )
 
 

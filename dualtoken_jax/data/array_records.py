@@ -29,7 +29,7 @@ class ArrayRecords:
         except RuntimeError as error:
             if len(positions) > 1:  # one by one, to lose only what is lost
                 return [self.read(path, [position], records)[0] for position in positions]
-            return [BadImage("damaged-record", f"{path}, record {positions[0]}: {error}")]
+            return [BadImage("damaged-record", str(error), f"{path}/{positions[0]}")]
         for record in found:
             self._traffic.add(len(record))
         return found

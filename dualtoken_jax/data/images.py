@@ -33,12 +33,17 @@ _ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 class BadImage(ValueError):
-    """Bytes that are not a picture we accept. `reason` is a short slug to count by, `detail` a sentence to read."""
+    """Bytes that are not a picture we accept.
 
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)  # both as args, so that it survives pickling
+    `reason` is a short slug to count by, `detail` a sentence to read; `origin` the file or shard member, as
+    Example.origin, where whoever raises it knows.
+    """
+
+    def __init__(self, reason: str, detail: str = "", origin: str = "") -> None:
+        super().__init__(reason, detail, origin)  # all as args, so that it survives pickling
         self.reason = reason
         self.detail = detail
+        self.origin = origin
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}" if self.detail else self.reason

@@ -38,7 +38,8 @@ class Manifest:
     shards: tuple[Shard, ...]
     root: str = ""  # folder or URL that holds the shards; empty where they lie beside the manifest
     class_names: tuple[str, ...] = ()  # label i is called class_names[i]; empty without labels
-    # Rules of the filter that made it and how many examples each dropped, for people; {} for an unfiltered dataset.
+    # What it lacks and why, for people: the rules of a filter and how many examples each dropped, what a conversion or
+    # an index (under "index", by shard) left out; {} where it lacks nothing.
     filtered: dict = dataclasses.field(default_factory=dict)
 
     @property

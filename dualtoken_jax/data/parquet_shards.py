@@ -109,7 +109,7 @@ class ParquetShards:
             with pq.ParquetFile(source, metadata=layout.metadata, pre_buffer=True) as file:
                 return file.read_row_group(group, columns=columns, use_threads=False)
         except pa.ArrowException as error:
-            return BadImage("damaged-record", f"{path}, row group {group}: {error}")
+            return BadImage("damaged-record", f"row group {group}: {error}", path)
 
     def close(self) -> None:
         """Forgets footers and row groups; no file is ever kept open."""
@@ -127,7 +127,7 @@ def _example(table: pa.Table | BadImage, layout: Layout, row: int, origin: str) 
     image = table[layout.image][row].as_py()
     image = image["bytes"] if isinstance(image, dict) else image
     if image is None:
-        return BadImage("empty", f"{origin}: the row has no bytes")
+        return BadImage("empty", "the row has no bytes", origin)
     caption = table[layout.caption][row].as_py() if layout.caption else None
     label = table[layout.label][row].as_py() if layout.label else None
     return Example(image, caption, label if label is not None and label >= 0 else None, origin)

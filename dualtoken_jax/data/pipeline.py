@@ -43,8 +43,7 @@ def batches(
     augment: bool,
     decoding: Decoding,
     reading: Reading,
-    process_index: int,
-    process_count: int,
+    rows: np.ndarray,
 ) -> Batches:
     """Endless training batches. Row r of the global batch at position g is example g + r on every topology.
 
@@ -61,19 +60,19 @@ def batches(
       augment: random resized crops; otherwise centre crops.
       decoding: "exact" or "fast", see images.py.
       reading: by how many threads and processes; no number of them changes a batch.
-      process_index, process_count: this host gets rows [index · B/count, (index + 1) · B/count).
+      rows: int64 [b], which rows of the global batch this host gets (sharding.host_rows), ascending.
 
     Returns:
       An iterator over {'image': uint8 [b, R, R, 3], 'text': int32 [b, T] (zeros without a caption), 'label': int32 [b]
-      (-1 without one), 'weight': float32 [b]} with b = B/count. Its next() raises TooManyBadImages, and what ReadAhead
+      (-1 without one), 'weight': float32 [b]}. Its next() raises TooManyBadImages, and what ReadAhead
       raises.
 
     Raises:
-      ValueError: B is not divisible by the number of hosts, or `start` is negative.
+      ValueError: rows outside the global batch, or `start` is negative.
     """
     if start < 0:
         raise ValueError(f"start is a position and counts from 0, got {start}")
-    rows = _host_rows(batch_size, process_index, process_count)
+    _check_rows(rows, batch_size)
     reader = Reader(source, encode, resolution, decoding, order.substitute)
     return Batches(_TrainBatches(reader, order, rows + start, batch_size, augment), reading)
 
@@ -87,8 +86,7 @@ def eval_batches(
     limit: int | None,
     decoding: Decoding,
     reading: Reading,
-    process_index: int,
-    process_count: int,
+    rows: np.ndarray,
 ) -> Batches:
     """One pass over examples 0 … min(limit, len) - 1 in order, centre-cropped; arguments and batches as in `batches`.
 
@@ -102,21 +100,14 @@ def eval_batches(
         raise ValueError(f"limit must be at least 1, or None for the whole source, got {limit}")
     if len(source) == 0:
         raise ValueError("the source holds no examples; check its path and split")
-    rows = _host_rows(batch_size, process_index, process_count)
+    _check_rows(rows, batch_size)
     count = len(source) if limit is None else min(limit, len(source))
     return Batches(_EvalBatches(Reader(source, encode, resolution, decoding), rows, batch_size, count), reading)
 
 
-def _host_rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
-    """int64 [b]: the rows of the global batch that this host reads."""
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
-            f"batch_size {batch_size} is global and must be a positive multiple of the number of hosts, {process_count}"
-        )
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index {process_index} must lie in [0, process_count = {process_count})")
-    rows = batch_size // process_count
-    return np.arange(process_index * rows, (process_index + 1) * rows, dtype=np.int64)
+def _check_rows(rows: np.ndarray, batch_size: int) -> None:
+    if len(rows) == 0 or rows.min() < 0 or rows.max() >= batch_size or (np.diff(rows) <= 0).any():
+        raise ValueError(f"rows must ascend within the global batch of {batch_size} rows, got {rows.tolist()}")
 
 
 Read = tuple[Batch, tuple[Problem | None, ...]]  # problems travel with their batch: workers have no counter to share

@@ -1,11 +1,10 @@
 """The files of a prepared dataset, each checked against the manifest when it is first needed."""
 
-import io
-
 import numpy as np
 
 from dualtoken_jax.data.cache import Cache
 from dualtoken_jax.data.manifest import Manifest, Shard, checksum_of, join
+from dualtoken_jax.data.npy import read_npy
 from dualtoken_jax.data.storage import Storage
 from dualtoken_jax.data.tar_index import read_index
 
@@ -55,7 +54,7 @@ class PreparedFiles:
         data = self.storage.read(path)
         if (found := checksum_of(data)) != shard.index_checksum:
             raise ShardChanged(f"{path} has the checksum {found}, the manifest says {shard.index_checksum}: {REMEDY}")
-        index = read_index(data) if self.manifest.kind == "tar" else np.load(io.BytesIO(data), allow_pickle=False)
+        index = read_index(data) if self.manifest.kind == "tar" else read_npy(data, np.dtype("<u4"))
         if len(index) != shard.examples:
             raise ShardChanged(f"{path} has {len(index)} rows, the manifest says {shard.examples}: {REMEDY}")
         return index

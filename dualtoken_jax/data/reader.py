@@ -77,8 +77,7 @@ class Reader:
             try:
                 return self._cropped(found, rng), problem
             except BadImage as error:
-                origin = found.origin if isinstance(found, Example) else ""
-                problem = problem or (origin or f"example {index}", error)
+                problem = problem or (found.origin or f"example {index}", error)
         return None, problem
 
     def _cropped(self, found: Example | BadImage, rng: np.random.Generator | None) -> Example:

@@ -35,5 +35,5 @@ def _example(data: bytes | BadImage, origin: str) -> Example | BadImage:
     try:
         record = unpack(data)
     except BadImage as error:
-        return BadImage(error.reason, f"{origin}: {error.detail}")
+        return BadImage(error.reason, error.detail, origin)
     return Example(record.image, record.caption, record.label, f"{origin} ({record.key})" if record.key else origin)

@@ -1,46 +1,26 @@
 """A prepared dataset as a source: tar, ArrayRecord or Parquet shards behind one manifest."""
 
+import collections
 import hashlib
+import logging
 import os
-from typing import Literal
 
 import numpy as np
 
 from dualtoken_jax.data.cache import Cache
 from dualtoken_jax.data.images import BadImage
 from dualtoken_jax.data.manifest import Manifest, read_manifest
+from dualtoken_jax.data.numbering import Split, by_shard, held_out_every, split_indices, split_size
 from dualtoken_jax.data.parquet_shards import ParquetShards
-from dualtoken_jax.data.prepared import PreparedFiles, ShardChanged
+from dualtoken_jax.data.prepared import PreparedFiles
 from dualtoken_jax.data.record_shards import RecordShards
 from dualtoken_jax.data.sources import Example
 from dualtoken_jax.data.storage import Storage, Traffic
 from dualtoken_jax.data.tar_shards import TarShards
 
-__all__ = ["ShardChanged", "Shards", "split_indices", "split_size"]
-
-Split = Literal["train", "eval", "all"]
 _KINDS = {"tar": TarShards, "array_record": RecordShards, "parquet": ParquetShards}
+_log = logging.getLogger(__name__)
 _LOOKED_AT = 8  # examples, to find out whether there are captions
-
-
-def held_out_every(eval_fraction: float) -> int:
-    """k, where every k-th example is held out. ValueError for a share that leaves nothing for one of the splits."""
-    if not 0 < eval_fraction <= 0.5:
-        raise ValueError(f"eval_fraction must lie above 0 and be at most 1/2 for shards, got {eval_fraction}")
-    return round(1 / eval_fraction)
-
-
-def split_size(examples: int, split: Split, every: int) -> int:
-    """How many of `examples` a split has when every `every`-th is held out."""
-    return {"all": examples, "eval": examples // every, "train": examples - examples // every}[split]
-
-
-def split_indices(indices: np.ndarray, split: Split, every: int) -> np.ndarray:
-    """int64 [n]: which examples of the whole those at `indices` [n] of a split are."""
-    indices = np.asarray(indices, np.int64)
-    if split == "all":
-        return indices
-    return indices * every + every - 1 if split == "eval" else indices + indices // (every - 1)
 
 
 class Shards:
@@ -88,7 +68,10 @@ class Shards:
             )
         self._files = PreparedFiles(path, manifest, Storage())
         self._shards = _KINDS[manifest.kind](self._files)
-        self._block, self._blocks = block, Cache(cache_bytes, _bytes_of)
+        self._block, self._cache_bytes = block, cache_bytes
+        self._blocks = Cache(cache_bytes, _bytes_of)
+        self._read_last: collections.deque[int] = collections.deque(maxlen=64)
+        self._warned = False
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -131,18 +114,15 @@ class Shards:
         for example in found:
             if isinstance(example, BadImage):
                 # A new one: the block keeps the old, whose traceback would hold on to the frames of every reader.
-                raise BadImage(example.reason, example.detail)
+                raise BadImage(*example.args)
         return found
 
     def _read_all(self, indices: np.ndarray) -> list[Example | BadImage]:
         """Examples at `indices` [n] of the split, straight from storage, shard by shard."""
         examples = split_indices(indices, self._split, self._every)
-        shards = np.searchsorted(self._starts, examples, side="right") - 1
         found: list[Example | BadImage] = [BadImage("unreadable")] * len(examples)
-        for shard in np.unique(shards).tolist():
-            (places,) = np.nonzero(shards == shard)
-            of_shard = self._shards.read(shard, examples[places] - self._starts[shard])
-            for place, example in zip(places.tolist(), of_shard, strict=True):
+        for shard, places, rows in by_shard(examples, self._starts):
+            for place, example in zip(places.tolist(), self._shards.read(shard, rows), strict=True):
                 found[place] = example
         return found
 
@@ -154,6 +134,15 @@ class Shards:
         return found
 
     def _read_block(self, number: int) -> list[Example | BadImage]:
+        if number in self._read_last and not self._warned:
+            self._warned = True
+            _log.warning(
+                "blocks of %d examples are read again soon after they were forgotten: the blocks of a shuffle window "
+                "do not fit into %d MiB together; make the window or the blocks smaller",
+                self._block,
+                self._cache_bytes // 2**20,
+            )
+        self._read_last.append(number)
         first = number * self._block
         return self._read_all(np.arange(first, min(first + self._block, len(self))))
 

@@ -6,7 +6,7 @@ others, such as KEY.json, are passed over.
 """
 
 import collections
-import io
+import re
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dualtoken_jax.data.images import MAX_BYTES
+from dualtoken_jax.data.npy import npy_bytes, read_npy
 from dualtoken_jax.data.storage import Storage, Stream
 from dualtoken_jax.data.tar_members import Damaged, Member, members
 
@@ -57,6 +58,7 @@ def index_tar(storage: Storage, path: str, progress: Callable[[int], None] | Non
       link, sparse, special: the member is no ordinary file;
       beyond-end: it is said to reach beyond the end of the shard;
       too-many-bytes: a picture, caption or span over MAX_BYTES, MAX_CAPTION or MAX_SPAN;
+      dotted-name: a picture whose name has a second dot, KEY.seg.png, belongs to the example without being its picture;
       bad-label: a .cls that is no whole number below 2³¹;
       second-picture, second-caption: the example has one already;
       key: longer than MAX_KEY;
@@ -83,17 +85,16 @@ def index_tar(storage: Storage, path: str, progress: Callable[[int], None] | Non
 
 def index_bytes(rows: np.ndarray) -> bytes:
     """The index as an .npy file."""
-    file = io.BytesIO()
-    np.save(file, rows, allow_pickle=False)
-    return file.getvalue()
+    return npy_bytes(rows)
 
 
 def read_index(data: bytes) -> np.ndarray:
-    """Rows of an .npy index. Raises ValueError where it is none."""
-    rows = np.load(io.BytesIO(data), allow_pickle=False)
-    if rows.ndim != 1 or rows.dtype.names is None or rows.dtype != row_type(rows.dtype["key"].itemsize):
-        raise ValueError(f"an index of a tar shard has rows of {row_type(9)}, this one is {rows.dtype} {rows.shape}")
-    return rows
+    """Rows of an index, which is an .npy file of `row_type`. Raises ValueError where it is none."""
+    key = re.search(rb"'key', '\|S(\d{1,4})'", data[:4096])
+    try:
+        return read_npy(data, row_type(int(key[1]) if key else 1))
+    except ValueError as error:
+        raise ValueError(f"an index of a tar shard has rows of {row_type(9)}: {error}") from error
 
 
 def _first_other_byte(stream: Stream) -> int | None:
@@ -131,7 +132,7 @@ class _Examples:
             self.end(whole=True)
             self._start_example(key)
         wanted = extension in PICTURES or extension in ("txt", "cls")
-        problem = self._problem(member, extension) if wanted else ""
+        problem = self._problem(member, extension) if wanted else _problem_of_name(extension)
         if problem:
             self.left_out[problem] += 1
         elif extension in PICTURES:
@@ -193,6 +194,10 @@ class _Examples:
     def rows(self) -> np.ndarray:
         """All examples so far."""
         return np.array(self._rows, row_type(max((len(row[-1]) for row in self._rows), default=1)))
+
+
+def _problem_of_name(extension: str) -> str:
+    return "dotted-name" if extension.rpartition(".")[2] in PICTURES else ""
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -85,6 +85,8 @@ def _header(stream: Stream) -> tuple[tarfile.TarInfo, bytes] | None:
         return None
     except tarfile.EmptyHeaderError:
         raise Damaged(f"cut off at {at}: the end-of-archive mark is missing") from None
+    except tarfile.TruncatedHeaderError:
+        raise Damaged(f"cut off at {at + len(block)}, in a header") from None
     except (tarfile.HeaderError, ValueError) as error:
         raise Damaged(f"no tar header at {at}: {error}") from None
     if header.size < 0:

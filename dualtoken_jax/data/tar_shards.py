@@ -59,8 +59,8 @@ def _example(span: bytes, row: np.void, path: str) -> Example | BadImage:
     origin = f"{path}/{row['key'].decode('utf-8', 'replace')}"
     crc32 = zlib.crc32(image)
     if crc32 != row["crc32"]:
-        detail = f"{origin}: the picture's CRC-32 is {crc32:08x}, {row['crc32']:08x} when the shard was indexed"
-        return BadImage("changed", detail)
+        detail = f"the picture's CRC-32 is {crc32:08x}, and was {row['crc32']:08x} when the shard was indexed"
+        return BadImage("changed", detail, origin)
     caption = span[row["caption"] : int(row["caption"]) + int(row["caption_bytes"])]
     label = int(row["label"])
     # Captions come from anywhere: a byte that is not UTF-8 must not end a training run.

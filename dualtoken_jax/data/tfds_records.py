@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -10,8 +10,8 @@ from google.protobuf.message import DecodeError
 
 from dualtoken_jax.data.array_records import ArrayRecords
 from dualtoken_jax.data.images import BadImage
+from dualtoken_jax.data.numbering import Split, by_shard, held_out_every, split_indices, split_size
 from dualtoken_jax.data.prompts import read_prompts
-from dualtoken_jax.data.shards import held_out_every, split_indices, split_size
 from dualtoken_jax.data.sources import Example
 from dualtoken_jax.data.storage import Traffic
 
@@ -28,7 +28,11 @@ class TfdsRecords:
     """
 
     def __init__(
-        self, path: str | os.PathLike, split: Literal["train", "eval", "all"], eval_fraction: float = 0.1, *, classes=""
+        self,
+        path: str | os.PathLike,
+        split: Split,
+        eval_fraction: float = 0.1,
+        classes: str = "",
     ) -> None:
         """
         Args:
@@ -81,16 +85,12 @@ class TfdsRecords:
           OSError: a file cannot be read.
           ValueError: a file has another number of records than the build says.
         """
-        found = split_indices(indices, self._part, self._every)
-        files = np.searchsorted(self._starts, found, side="right") - 1
-        examples: list[Example | None] = [None] * len(found)
-        for file in np.unique(files).tolist():
-            (places,) = np.nonzero(files == file)
-            positions = (found[places] - self._starts[file]).tolist()
+        examples: list[Example | None] = [None] * len(indices)
+        for file, places, rows in by_shard(split_indices(indices, self._part, self._every), self._starts):
             path, records = self._files[file]
-            of_file = self._records.read(path, positions, records)
-            for place, position, data in zip(places.tolist(), positions, of_file, strict=True):
-                examples[place] = self._example(data, f"{path}/{position}")
+            found = self._records.read(path, rows.tolist(), records)
+            for place, row, data in zip(places.tolist(), rows.tolist(), found, strict=True):
+                examples[place] = self._example(data, f"{path}/{row}")
         return examples
 
     def _example(self, data: bytes | BadImage, origin: str) -> Example:
@@ -99,7 +99,7 @@ class TfdsRecords:
         try:
             found = self._features.deserialize_example_np(data, decoders={"image": tfds.decode.SkipDecoding()})
         except (DecodeError, ValueError, KeyError) as error:
-            raise BadImage("damaged-record", f"{origin}: {error}") from error
+            raise BadImage("damaged-record", str(error), origin) from error
         label = found.get("label", -1)
         label = int(label) if label >= 0 else None  # TFDS has −1 where labels are secret
         caption = f"a photo of a {self.class_names[label]}" if self._named and label is not None else None
@@ -121,7 +121,7 @@ def _read_info(path: str) -> Any:
     return info
 
 
-def _part(built: list[str], split: str) -> tuple[str, Literal["train", "eval", "all"]]:
+def _part(built: list[str], split: str) -> tuple[str, Split]:
     """(TFDS's name of the split to read, which part of it)."""
     held_out = next((name for name in _HELD_OUT if name in built), None)
     name = held_out if split == "eval" and held_out else "train"

@@ -62,7 +62,7 @@ def measure(task, state, config: Config, mesh, stopping: Callable[[], bool] = la
 
 def _collect(task, state, source: Source, config: Config, mesh, stopping: Callable[[], bool]) -> dict[str, Any]:
     """Embeddings, labels and texts of all examples on every host, sums and code counts; the first few pictures."""
-    siglip, host = config.model.siglip, (jax.process_index(), jax.process_count())
+    siglip = config.model.siglip
     step = _compiled_step(task, mesh)
     batches = eval_batches(
         source,
@@ -70,8 +70,7 @@ def _collect(task, state, source: Source, config: Config, mesh, stopping: Callab
         resolution=siglip.image_size,
         batch_size=config.train.batch_size,
         limit=config.data.eval_examples,
-        process_index=host[0],
-        process_count=host[1],
+        rows=sharding.host_rows(config.train.batch_size, mesh),
         decoding=config.data.decoding,
         reading=config.data.reading,
     )

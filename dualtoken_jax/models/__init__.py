@@ -5,6 +5,8 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 
+from dualtoken_jax.sharding import for_use
+
 Params = dict  # nested dict of arrays, keys are attribute names
 
 
@@ -19,5 +21,8 @@ def init_params(make: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> Param
 
 
 def bind(graphdef: nnx.GraphDef, params: Params) -> nnx.Module:
-    """The module again, to be called inside a traced function."""
-    return nnx.merge(graphdef, nnx.State(params))
+    """The module again, to be called inside a traced function; its parameters are gathered for use.
+
+    Stacked layers stay as they are stored: whoever scans them binds one at a time, so that one at a time is gathered.
+    """
+    return nnx.merge(graphdef, nnx.State(for_use(params)))

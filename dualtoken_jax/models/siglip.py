@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dualtoken_jax.models import bind
+from dualtoken_jax.paths import names
 from dualtoken_jax.sharding import constrain_batch
 
 Remat = Literal["none", "dots", "full"]
@@ -102,18 +104,29 @@ class Block(nnx.Module):
         return constrain_batch(x + self.mlp(self.norm2(x)))
 
 
+def _all_but_weights(primitive, *_, **__) -> bool:
+    # Saved for the backward pass, weights gathered for one layer would add up to the whole tower on every device.
+    return primitive.name not in ("sharding_constraint", "convert_element_type")
+
+
 _REMAT_POLICIES = {
-    "none": jax.checkpoint_policies.everything_saveable,
+    "none": _all_but_weights,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+def _kernels_as(dtype, params):
+    """Matrices in the type that they are multiplied in: done here, they are gathered over fsdp in half the bytes."""
+    cast = lambda path, leaf: leaf.astype(dtype) if names(path)[-1] == "kernel" else leaf  # noqa: E731
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 class Encoder(nnx.Module):
     """A stack of blocks; every parameter has a leading layer axis [L, ...]."""
 
     def __init__(self, config: TowerConfig, dtype, remat: Remat, unroll: int, rngs: nnx.Rngs):
-        self.depth, self.remat, self.unroll = config.depth, remat, unroll
+        self.depth, self.dtype, self.remat, self.unroll = config.depth, dtype, remat, unroll
         make = nnx.vmap(lambda rngs: Block(config, dtype, rngs), in_axes=0, out_axes=0)
         self.layers = nnx.split_rngs(splits=config.depth)(make)(rngs)
 
@@ -122,13 +135,13 @@ class Encoder(nnx.Module):
         stop = self.depth if stop is None else stop
         if start == stop:
             return x
-        graphdef, stacked = nnx.split(self.layers)
+        graphdef, state = nnx.split(self.layers)
+        stacked = nnx.to_pure_dict(state)
 
         def layer(x, params):
-            return nnx.merge(graphdef, params)(x), None
+            return bind(graphdef, _kernels_as(self.dtype, params))(x), None
 
-        if self.remat != "none":
-            layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[self.remat], prevent_cse=False)
+        layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[self.remat], prevent_cse=False)
         segment = jax.tree.map(lambda p: p[start:stop], stacked)
         return jax.lax.scan(layer, x, segment, unroll=min(self.unroll, stop - start))[0]
 

@@ -46,7 +46,7 @@ class Vgg16(nnx.Module):
     def __init__(self, config: VggConfig, rngs: nnx.Rngs, compute_dtype: DTypeLike = jnp.float32):
         self.config = config
         full = jnp.dtype(compute_dtype) == jnp.float32
-        self.convolutions = nnx.Dict(
+        self.convolutions = nnx.data(
             {
                 name: nnx.Conv(
                     inputs,
@@ -87,7 +87,7 @@ class Lpips(nnx.Module):
     def __init__(self, config: VggConfig = VggConfig(), *, rngs: nnx.Rngs, compute_dtype: DTypeLike = jnp.float32):
         self.trunk = Vgg16(config, rngs, compute_dtype)
         # Distance needs non-negative weights, as the published ones are.
-        self.linear = nnx.Dict(
+        self.linear = nnx.data(
             {
                 f"linear{block}": nnx.Param(jax.random.uniform(rngs.params(), (width,)))
                 for block, width in enumerate(config.widths, start=1)

@@ -43,8 +43,7 @@ def open_batches(setting: Setting) -> Batches:
         augment=setting.augment,
         decoding=setting.decoding,
         reading=setting.reading,
-        process_index=0,
-        process_count=1,
+        rows=np.arange(setting.batch_size),
     )
 
 

@@ -23,7 +23,7 @@ def compare(config: Config, steps: int, repeats: int) -> dict[str, float | list[
     """
     mesh = sharding.make_mesh(config.mesh)
     training = open_training(config.data, config.seed)
-    data = loop.host_batches(training, config, 0)
+    data = loop.host_batches(training, config, mesh, 0)
     turns: dict[str, list[float]] = {"real": [], "synthetic": []}
     try:
         with jax.set_mesh(mesh):

@@ -1,0 +1,1 @@
+"""Commands that prepare datasets: index, convert, filter, verify, stats."""

@@ -1,6 +1,6 @@
 """python -m dualtoken_jax.data.prepare convert FROM --output=FOLDER
 
-Writes ArrayRecord shards, which are read fastest, from
+Writes ArrayRecord shards, which hold what training reads and nothing else, in a fixed or shuffled order, from
   - a prepared dataset: a folder or URL with a manifest.json, whole or filtered, of whatever kind of shards;
   - a folder of pictures, with sub-folders as classes and .txt files as captions;
   - ILSVRC2012_img_train.tar, of which nothing is extracted;
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     examples, size = int(manifest.starts[-1]), sum(shard.bytes for shard in manifest.shards)
-    print(f"{examples} examples in {len(manifest.shards)} shards, {size / 1e9:.2f} GB → {flags.output}")
+    print(f"{examples:,} examples in {len(manifest.shards)} shards, {size / 1e9:.2f} GB → {flags.output}")
     for reason, count in manifest.filtered.get("left out", {}).items():
         print(f"left out: {reason} × {count}")
 
@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--class_names",
         metavar="FILE",
-        help='lines such as "n01440764 tench, Tinca tinca"; default: synsets, no captions',
+        help='lines such as "n01440764 tench, Tinca tinca", or {"classes": […], "templates": […]}; default: synsets',
     )
     parser.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes; default: one per core")
     parser.add_argument("--runner", help="of Apache Beam (pip install apache-beam): DirectRunner, DataflowRunner, …")

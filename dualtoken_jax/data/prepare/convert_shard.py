@@ -1,6 +1,5 @@
 """Makes one ArrayRecord shard: the same function in a process of this machine and in a worker of a cluster."""
 
-import contextlib
 import dataclasses
 import tempfile
 from collections import Counter
@@ -36,13 +35,18 @@ class ShardWriter:
     def __call__(self, number: int) -> None:
         """Writes shard `number`, whole or not at all, and enters it in the ledger. Raises as the source's `read`."""
         left_out: Counter[str] = Counter()
-        with _local(self.output) as folder:
-            path = folder / f"examples-{number:05d}-of-{self.shards:05d}.array_record"
+        name = f"examples-{number:05d}-of-{self.shards:05d}.array_record"
+        ledger, remote = Ledger(self.output), is_remote(self.output)
+        # ArrayRecord's writer needs a local file, and a folder of its own, as Beam may do a shard twice at once.
+        with tempfile.TemporaryDirectory(dir=None if remote else ledger.folder) as folder:
+            path = Path(folder, name)
             shard = write_shard(path, self._records(number, left_out))
-            if is_remote(self.output):
-                files, inside = fsspec.core.url_to_fs(join(self.output, path.name))
+            if remote:
+                files, inside = fsspec.core.url_to_fs(join(self.output, name))
                 files.put_file(str(path), inside)
-        Ledger(self.output).add(number, shard, dict(left_out))
+            else:
+                path.replace(Path(self.output, name))
+        ledger.add(number, shard, dict(left_out))
 
     def _records(self, number: int, left_out: Counter) -> Iterator[Record]:
         source = open_input(self.given)
@@ -75,13 +79,3 @@ def problem_of(example: Example | BadImage, decode: bool) -> str:
     except BadImage as error:
         return error.reason
     return ""
-
-
-@contextlib.contextmanager
-def _local(output: str) -> Iterator[Path]:
-    """Where a shard is written: ArrayRecord's writer needs a file of this machine."""
-    if not is_remote(output):
-        yield Path(output)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)

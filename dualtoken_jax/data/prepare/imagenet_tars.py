@@ -16,6 +16,7 @@ import fsspec
 import numpy as np
 
 from dualtoken_jax.data.manifest import checksum_of
+from dualtoken_jax.data.prompts import read_prompts
 from dualtoken_jax.data.sources import Example
 from dualtoken_jax.data.storage import Storage
 
@@ -112,11 +113,17 @@ def _read_meta(path: Path) -> dict[int, str]:
 
 
 def read_names(path: str, synsets: list[str]) -> tuple[str, ...]:
-    """The name of each synset, from lines such as "n01440764 tench, Tinca tinca"; the first name counts.
+    """The name of each synset: from lines such as "n01440764 tench, Tinca tinca", of which the first name counts, or
+    from the JSON file of `read_prompts`, in the order of the synsets.
 
     Raises ValueError where one has none.
     """
-    lines = (line.split(maxsplit=1) for line in Path(path).read_text("utf-8").splitlines() if line.strip())
+    if path.endswith(".json"):
+        classes = read_prompts(path).classes
+        if len(classes) != len(synsets):
+            raise ValueError(f"{path} names {len(classes)} classes, and the tar file has {len(synsets)}")
+        return classes
+    lines = (line.split(maxsplit=1) for line in Path(path).read_text("utf-8").splitlines())
     names = {line[0]: line[1].split(",")[0].strip() for line in lines if len(line) == 2}
     if missing := [synset for synset in synsets if synset not in names]:
         raise ValueError(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,7 @@ import numpy as np
 
 from dualtoken_jax.data.images import BadImage
 from dualtoken_jax.data.manifest import FILE, join, read_manifest
+from dualtoken_jax.data.npy import npy_bytes, read_npy
 from dualtoken_jax.data.prepare import imagenet_tars
 from dualtoken_jax.data.shards import Shards
 from dualtoken_jax.data.sources import Example, Folder, Source
@@ -36,7 +36,7 @@ def open_input(given: Input) -> Source:
         return Shards(given.path, "all")
     if given.kind == "folder":
         return Folder(given.path, "all")
-    rows = np.load(io.BytesIO(Storage().read(given.index)), allow_pickle=False)
+    rows = read_npy(Storage().read(given.index), imagenet_tars.ROW)
     return imagenet_tars.ImageNetTar(given.path, rows, given.class_names)
 
 
@@ -45,6 +45,7 @@ def find_input(path: str) -> Input:
 
     Raises FileNotFoundError or ValueError where there is neither.
     """
+    open_input.cache_clear()  # what is there may be another dataset than when this process last looked
     files, inside = fsspec.core.url_to_fs(join(path, FILE))
     if files.exists(inside):
         return Input("dataset", path, root=read_manifest(path).root or path.rstrip("/"))
@@ -68,12 +69,11 @@ def imagenet_input(path: str, labels: str | None, names: str | None, index: str)
 
     Raises FileNotFoundError or ValueError where the files are others.
     """
+    open_input.cache_clear()
     rows, synsets = imagenet_tars.index_validation(path, labels) if labels else imagenet_tars.index_train(path)
     class_names = imagenet_tars.read_names(names, synsets) if names else tuple(synsets)
-    data = io.BytesIO()
-    np.save(data, rows, allow_pickle=False)
     with fsspec.open(index, "wb", auto_mkdir=True) as file:
-        file.write(data.getvalue())
+        file.write(npy_bytes(rows))
     return Input("imagenet", path, index=index, class_names=class_names)
 
 

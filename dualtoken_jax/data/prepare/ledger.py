@@ -15,20 +15,21 @@ _PLAN = "plan.json"
 
 
 class Ledger:
-    """Of the folder or URL `folder`; picklable."""
+    """Of one preparation; picklable. What else lies in its `folder` goes with it at the end."""
 
-    def __init__(self, folder: str) -> None:
-        """Reads nothing."""
-        self._folder = join(folder, _FOLDER)
-        self._manifest = join(folder, FILE)
+    def __init__(self, output: str) -> None:
+        """`output` is the folder or URL of the dataset. Reads nothing."""
+        self.folder = join(output, _FOLDER)
+        self._manifest = join(output, FILE)
 
-    def begin(self, plan: dict) -> None:
+    def begin(self, plan: dict, *, again: bool = False) -> None:
         """Begins `plan`, or goes on with it: everything that determines the result, in JSON's types.
 
-        Raises FileExistsError where the folder holds a finished dataset, ValueError where another plan was begun.
+        Raises FileExistsError where the folder holds a finished dataset, unless that is to be made `again`; ValueError
+        where another plan was begun.
         """
-        files, path = fsspec.core.url_to_fs(self._folder)
-        if files.exists(fsspec.core.url_to_fs(self._manifest)[1]):
+        files, path = fsspec.core.url_to_fs(self.folder)
+        if not again and files.exists(fsspec.core.url_to_fs(self._manifest)[1]):
             raise FileExistsError(f"there is a prepared dataset already, {self._manifest}: choose another folder")
         files.makedirs(path, exist_ok=True)
         if not files.exists(join(path, _PLAN)):
@@ -40,7 +41,7 @@ class Ledger:
         ]
         if changes:
             raise ValueError(
-                f"{self._folder} is of another preparation ({'; '.join(changes)}): go on with that, or remove it"
+                f"{self.folder} is of another preparation ({'; '.join(changes)}): go on with that, or remove it"
             )
 
     def add(self, number: int, shard: Shard, notes: dict) -> None:
@@ -49,7 +50,8 @@ class Ledger:
 
     def done(self) -> dict[int, tuple[Shard, dict]]:
         """Every finished shard by its number, and its notes."""
-        files, path = fsspec.core.url_to_fs(self._folder)
+        files, path = fsspec.core.url_to_fs(self.folder)
+        files.invalidate_cache(path)  # gcsfs remembers listings, and other processes have written since
         names = [
             name for name in files.ls(path, detail=False) if name.rsplit("/", 1)[1].removesuffix(".json").isdigit()
         ]
@@ -61,10 +63,10 @@ class Ledger:
 
     def close(self) -> None:
         """Forgets everything: the manifest is written."""
-        files, path = fsspec.core.url_to_fs(self._folder)
+        files, path = fsspec.core.url_to_fs(self.folder)
         files.rm(path, recursive=True)
 
     def _write(self, name: str, contents: dict) -> None:
-        files, path = fsspec.core.url_to_fs(join(self._folder, name))
+        files, path = fsspec.core.url_to_fs(join(self.folder, name))
         files.pipe_file(path + ".partial", json.dumps(contents).encode())
         files.mv(path + ".partial", path)

@@ -46,7 +46,7 @@ def _look_at(source: Source, indices: np.ndarray) -> list[Looked]:
 
 def _looked(example: Example | BadImage) -> Looked:
     if isinstance(example, BadImage):
-        return Looked(example.reason, example.detail, 0, "", 0, 0, None, None, None)
+        return Looked(example.reason, f"{example.origin}: {example.detail}", 0, "", 0, 0, None, None, None)
     about = (example.caption, example.label)
     try:
         pixels = images.decode(example.image)

@@ -1,0 +1,68 @@
+"""What to change when a step does not fit, or wastes the chips."""
+
+from dualtoken_jax.planning.figures import Plan
+
+_GIB = 2**30
+_LIGHTER = {"none": "dots", "dots": "full"}  # the remat policy that keeps less
+_ROOM = 0.6  # of the memory: below this, something could be kept instead of computed again, or the batch be larger
+_LARGE = 0.25  # of the memory: above this, the state is worth splitting
+
+
+def advice(plan: Plan) -> list[str]:
+    """One line each, the most useful first; empty where nothing needs to change."""
+    return _to_fit(plan) if not plan.fits else _to_be_faster(plan)
+
+
+def _to_fit(plan: Plan) -> list[str]:
+    lines, remat = [], plan.config.model.siglip.remat
+    state, room = plan.state_bytes, plan.available
+    unsplit = plan.devices // (plan.mesh["fsdp"] * plan.mesh["tensor"])
+    if unsplit > 1 and (room is None or state > _LARGE * room):
+        fsdp = plan.mesh["fsdp"] * min(unsplit, 8)
+        lines.append(
+            f"the train state takes {state / _GIB:.1f} GiB on every device; split it: --config.mesh.fsdp={fsdp}"
+        )
+    if remat in _LIGHTER:
+        lines.append(f"keep less for the backward pass: --config.model.siglip.remat={_LIGHTER[remat]}")
+    if plan.rows > 1:
+        rows = fitting_rows(plan)
+        batch = rows * plan.mesh["data"] * plan.mesh["fsdp"]
+        lines.append(
+            f"fewer images on a device, {rows} instead of {plan.rows}: --config.train.batch_size={batch}, "
+            "or as many more devices"
+        )
+    return lines or ["one image on a device is too much, with everything split and computed again: use larger chips"]
+
+
+def fitting_rows(plan: Plan) -> int:
+    """The largest power of two of images on a device that should fit, by proportion; half of them if nothing is known.
+
+    Temporaries grow in proportion to the rows; the state does not grow.
+    """
+    temporaries = plan.compiled.memory["temporaries"] if plan.fits else plan.needed
+    if temporaries is None or plan.available is None:
+        return max(1, plan.rows * (2 if plan.fits else 1) // 2)
+    most = (plan.available - plan.state_bytes) / (temporaries / plan.rows)
+    rows = 1
+    while 2 * rows <= most:
+        rows *= 2
+    return rows if plan.fits else min(rows, max(1, plan.rows // 2))
+
+
+def _to_be_faster(plan: Plan) -> list[str]:
+    lines, bound = [], plan.roofline
+    if bound is None:
+        return lines
+    used = plan.compiled.total / plan.available
+    batch = fitting_rows(plan) * plan.mesh["data"] * plan.mesh["fsdp"]
+    if bound.bound != "compute" and batch > plan.config.train.batch_size:
+        what = {"memory": "reading and writing memory", "network": "sending"}[bound.bound]
+        lines.append(f"{what} takes longest; a larger batch shares it: --config.train.batch_size={batch}")
+    if bound.bound == "network" and plan.mesh["fsdp"] > 1:
+        lines.append("parameters are gathered for every step; fewer devices may do it: lower mesh.fsdp")
+    if used < _ROOM and plan.config.model.siglip.remat != "none" and bound.bound == "compute":
+        lines.append(
+            f"{used:.0%} of the memory is used and {plan.executed.exact / plan.model.exact - 1:.0%} is computed again; "
+            "keep more: --config.model.siglip.remat=dots"
+        )
+    return lines
