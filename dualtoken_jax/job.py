@@ -29,7 +29,6 @@ from dualtoken_jax.interop.released import model_shapes
 from dualtoken_jax.interop.siglip import holds_siglip, load_siglip
 from dualtoken_jax.metric_writer import MetricWriter, read_metrics
 from dualtoken_jax.pretrained import open_pretrained
-from dualtoken_jax.saver import NonFiniteState
 from dualtoken_jax.tasks import make_task
 from dualtoken_jax.tasks.frozen import needs_lpips
 from dualtoken_jax.tasks.state import TrainState
@@ -37,7 +36,7 @@ from dualtoken_jax.text_tokenizer_copy import keep_text_tokenizer, with_kept_tex
 
 log = logging.getLogger("dualtoken_jax")
 EXPECTED_ERRORS = (ConfigError, CheckpointError, loop.NonFiniteError, TooManyBadImages, OSError, ValueError)
-RESTARTABLE = (loop.Interrupted, DataError, NonFiniteState)  # what starting again mends
+RESTARTABLE = (loop.Interrupted, DataError)  # what starting again mends
 
 
 def run(config: Config, workdir: Path) -> dict:

@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from dualtoken_jax import sharding
-from dualtoken_jax.checkpoint import Checkpoints, claim_workdir, save_frozen
+from dualtoken_jax.checkpoint import CheckpointError, Checkpoints, claim_workdir, save_frozen
 from dualtoken_jax.config import Config
 from dualtoken_jax.data.dataset import TrainingData, open_training
 from dualtoken_jax.data.pipeline import Batches, batches
@@ -25,7 +25,7 @@ from dualtoken_jax.evaluation.reconstruction import Samples, grid, sample
 from dualtoken_jax.guards import Guards
 from dualtoken_jax.metric_writer import MetricWriter
 from dualtoken_jax.progress import Progress
-from dualtoken_jax.saver import Saver
+from dualtoken_jax.saver import NonFiniteState, Saver
 from dualtoken_jax.tasks import make_task
 from dualtoken_jax.tasks.state import TrainState
 from dualtoken_jax.text_tokenizer_copy import keep_text_tokenizer
@@ -54,16 +54,17 @@ def run(config: Config, workdir: Path, frozen: dict | None = None, begin: dict |
     sharding.check_batch(train.batch_size, train.accumulate, mesh)
     claim_workdir(config, workdir)
     with jax.set_mesh(mesh), Guards(workdir, train) as guards:
-        config = keep_text_tokenizer(config, workdir)
-        if frozen:
-            save_frozen(workdir, frozen)
+        with guards.busy("save"):
+            config = keep_text_tokenizer(config, workdir)
+            if frozen:
+                save_frozen(workdir, frozen)
         position = None
         for _ in range(train.max_rollbacks + 1):
             try:
                 return _train(config, workdir, mesh, guards, (frozen or {}, begin or {}), position)
             except _RolledBack as error:
                 why, position = error, error.position
-                log.error("%s. Going back to the newest checkpoint, and on at example %d", why, position)
+                log.error("%s. The newest checkpoint is good; examples up to number %d are passed over", why, position)
     raise NonFiniteError(f"{why}, and so it was after going back {train.max_rollbacks} times (train.max_rollbacks)")
 
 
@@ -101,10 +102,10 @@ def _train(
             stopping = guards.stop.due()
             done = step >= train.steps or stopping
             if done or saver.due(step):
-                saver.save(state, training.state(position), last=done)
+                _save(saver, state, training.state(position), done)
             if done:
                 break
-            with guards.busy("data"):
+            with guards.busy("data", rescue=partial(saver.rescue, state, training.state(position))):
                 rows = next(data)
             with guards.busy("transfer"):
                 batch = sharding.to_global(rows, mesh)
@@ -115,13 +116,27 @@ def _train(
             _check(progress.update(step, metrics), config, position)
             guards.stepped(step)
         _check(progress.finish(), config, position)
+    except jax.errors.JaxRuntimeError:
+        raise  # somebody has died, and whoever waits for a save waits for the dead
+    except BaseException:
+        with contextlib.suppress(CheckpointError):  # the first error is the one to tell
+            checkpoints.close()
+        raise
     finally:
         data.close()
         writer.close()
+    with guards.busy("save"):
         checkpoints.close()
     if stopping or guards.stop.requested:  # also while the last step was saved
         raise Interrupted(f"stopped after step {step} of {train.steps}; saved in {workdir}, the same command resumes")
     return state
+
+
+def _save(saver: Saver, state: TrainState, data: dict, last: bool) -> None:
+    try:
+        saver.save(state, data, last)
+    except NonFiniteState as error:
+        raise _RolledBack(str(error), data["position"]) from error
 
 
 def _evaluate_unless_stopped(task, state, config: Config, mesh: Mesh, writer: MetricWriter, guards: Guards) -> None:
