@@ -127,7 +127,7 @@ ENTRY %main (x: f32[4,128], stack: f32[5,4,128]) -> f32[32,128] {
   %start = s32[] constant(0)
   %init = (s32[], f32[5,4,128]{2,1,0}) tuple(%start, %layers)
   %loop = (s32[], f32[5,4,128]{2,1,0}) while(%init), condition=%condition, body=%body
-  %alone = f32[4,128]{1,0} all-reduce(%x), replica_groups={{0},{1}}, to_apply=%add
+  %alone = f32[4,128]{1,0} all-reduce(%x), replica_groups=mesh['a'=1,'b'=8], device_ids=([8]) {'a'}, to_apply=%add
   %begun = (f32[4,128]{1,0}, f32[32,128]{1,0}) all-gather-start(%x), replica_groups=mesh['a'=2,'b'=4] {'a','b':(1)4}
   ROOT %gathered = f32[32,128]{1,0} all-gather-done(%begun)
 }

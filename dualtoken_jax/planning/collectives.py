@@ -65,7 +65,7 @@ def _whole(instruction: Instruction, kind: str) -> float:
 
 def _group(attributes: str) -> int | None:
     """Devices in a group; None where the collective names pairs, or nothing, instead."""
-    if meshed := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
+    if meshed := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^{]*\))? \{([^}]*)\}", attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", meshed[1])}
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", meshed[2])  # an axis, or a part of one
         return math.prod(int(part) if part else sizes[name] for name, part in axes)
