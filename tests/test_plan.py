@@ -1,26 +1,34 @@
 """A plan's figures: FLOPs against hand counts, the compiled program's text, memory, advice, the command."""
 
 import dataclasses
+import importlib.util
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from conftest import python, tiny_config
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dualtoken_jax.config import teacher_config
+from dualtoken_jax.models.quantizer import QuantizerConfig, init_codebook, quantize_and_update
 from dualtoken_jax.planning import chips, flops, hlo, step, topology
 from dualtoken_jax.planning.advice import advice, fitting_rows
-from dualtoken_jax.planning.collectives import collectives
+from dualtoken_jax.planning.collectives import Collective, collectives
 from dualtoken_jax.planning.figures import Plan, Planner
 from dualtoken_jax.planning.flops import Flops
 from dualtoken_jax.planning.report import line, report
-from dualtoken_jax.planning.roofline import roofline
+from dualtoken_jax.planning.roofline import network_seconds, roofline
 from dualtoken_jax.planning.sweep import candidates, speed, sweep
 from dualtoken_jax.planning.traffic import traffic
-from dualtoken_jax.sharding import MeshConfig
+from dualtoken_jax.sharding import AXES, BATCH, MeshConfig
+
+_SPEC = importlib.util.spec_from_file_location("plan_table", Path(__file__).parents[1] / "benchmarks" / "plan_table.py")
+plan_table = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(plan_table)
 
 X, W = jnp.zeros((6, 10)), jnp.zeros((10, 10))
 PRODUCT = 2 * 6 * 10 * 10
@@ -119,7 +127,7 @@ ENTRY %main (x: f32[4,128], stack: f32[5,4,128]) -> f32[32,128] {
   %start = s32[] constant(0)
   %init = (s32[], f32[5,4,128]{2,1,0}) tuple(%start, %layers)
   %loop = (s32[], f32[5,4,128]{2,1,0}) while(%init), condition=%condition, body=%body
-  %alone = f32[4,128]{1,0} all-reduce(%x), replica_groups={{0},{1}}, to_apply=%add
+  %alone = f32[4,128]{1,0} all-reduce(%x), replica_groups=mesh['a'=1,'b'=8], device_ids=([8]) {'a'}, to_apply=%add
   %begun = (f32[4,128]{1,0}, f32[32,128]{1,0}) all-gather-start(%x), replica_groups=mesh['a'=2,'b'=4] {'a','b':(1)4}
   ROOT %gathered = f32[32,128]{1,0} all-gather-done(%begun)
 }
@@ -170,15 +178,48 @@ def test_a_real_program_sends_what_its_shardings_say():
     assert found["all-reduce"].sent == found["all-reduce"].bytes * 2 * 7 / 8
 
 
-def test_links_of_slices():
-    v5e, v5p = (next(c for c in chips.CHIPS if c.name == name) for name in ("v5e", "v5p"))
-    assert [chips.links(v5e, shape) for shape in ((1, 1, 1), (2, 4, 1), (16, 16, 1))] == [0, 2, 4]
-    assert chips.links(v5p, (4, 4, 4)) == 6
+@pytest.mark.parametrize("update", ["per_step", "per_depth"])
+def test_what_a_codebook_update_sends_does_not_grow_with_the_batch(update):
+    mesh = jax.make_mesh((4, 2, 1), AXES, axis_types=(AxisType.Auto,) * 3)
+    config = QuantizerConfig(codes=64, width=8, depth=3, codebook_update=update)
+    codebook = jax.eval_shape(lambda: init_codebook(config, jax.random.key(0)))
+
+    def sent(rows):
+        z = jax.ShapeDtypeStruct((rows, 4, 8), jnp.float32, sharding=NamedSharding(mesh, BATCH))
+        whole = jax.tree.map(lambda leaf: NamedSharding(mesh, PartitionSpec()), codebook)
+        step = jax.jit(lambda c, z: quantize_and_update(c, z, config, jax.random.key(1))[1], out_shardings=whole)
+        with jax.set_mesh(mesh):
+            text = step.lower(codebook, z).compile().as_text()
+        return {kind: one.sent for kind, one in collectives(hlo.parse(text)).items()}
+
+    assert sent(64) == sent(512) and set(sent(64)) == {"all-reduce"}
+
+
+def _slice(shape, mesh_shape):
+    """A mesh of stand-ins for a slice's devices, in the order of their coordinates."""
+    devices = np.array([SimpleNamespace(coords=place) for place in np.ndindex(*shape)], dtype=object)
+    names = dict(zip(AXES, mesh_shape, strict=True))
+    return SimpleNamespace(devices=devices.reshape(mesh_shape), shape=names)
+
+
+def test_links_of_groups():
+    v5e, v5p, h100 = (next(c for c in chips.CHIPS if c.name == name) for name in ("v5e", "v5p", "H100"))
+    assert chips.group_links(v5e, _slice((2, 4, 1), (8, 1, 1))) == {8: 2}  # two open lines
+    assert chips.group_links(v5e, _slice((16, 16, 1), (256, 1, 1))) == {256: 4}  # two rings
+    assert chips.group_links(v5e, _slice((16, 16, 1), (32, 8, 1))) == {8: 1, 32: 3, 256: 4}  # half rows
+    assert chips.group_links(v5p, _slice((4, 4, 4), (4, 16, 1))) == {4: 2, 16: 4, 64: 6}
+    assert chips.group_links(h100, _slice((8, 1, 1), (8, 1, 1))) == {8: 1}
+
+
+def test_sending_takes_the_links_of_its_group():
+    chip = dataclasses.replace(chips.CHIPS[0], link_speed=10.0)
+    found = [Collective(1, 0, 60.0, {8: 40.0, 0: 20.0}), Collective(1, 0, 100.0, {256: 100.0})]
+    assert network_seconds(chip, found, {8: 2.0, 256: 4.0}) == 2 + 2 + 2.5
 
 
 def test_roofline_takes_the_longest_or_the_sum():
     chip = chips.Chip("test", "test", 100.0, 1.0, 10.0, 5.0, 2, 128, "nowhere")
-    bound = roofline(chip, 4, 2, images=8, model_flops=400.0, tiled_flops=800.0, traffic=10.0, sent=30.0)
+    bound = roofline(chip, 4, images=8, model_flops=400.0, tiled_flops=800.0, traffic=10.0, network=3.0)
     assert (bound.compute, bound.memory, bound.network, bound.bound) == (2.0, 1.0, 3.0, "network")
     best, worst = bound.rates().values()
     assert (best["seconds"], best["images_per_second"], best["model_flops_utilisation"]) == (3.0, 8 / 3, 1 / 3)
@@ -200,14 +241,14 @@ def _plan(remat="full", rows=16, fsdp=1, state=2, temporaries=8, fits=True, prog
     return Plan(
         config, 8, chip.kind, chip, {"data": 8 // fsdp, "fsdp": fsdp, "tensor": 1}, {"vision": 10}, state << 30,
         Flops(1e15, 1e15), Flops(1.3e15, 1.5e15), compiled if fits else None, None if fits else temporaries << 30,
-        16 << 30, hlo.parse(program) if fits else None, 2.0,
+        16 << 30, hlo.parse(program) if fits else None, {8: 2.0},
     )  # fmt: skip
 
 
 def test_advice_when_it_does_not_fit():
     lines = advice(_plan("none", state=12, temporaries=20, fits=False))
-    assert "mesh.fsdp=8" in lines[0] and "remat=dots" in lines[1] and "2 instead of 16" in lines[2]
-    assert "batch_size=16" in lines[2]
+    assert "mesh.fsdp=8" in lines[0] and "remat=dots" in lines[1] and "accumulate=8" in lines[2]
+    assert "2 instead of 16" in lines[3] and "batch_size=16" in lines[3]
     (last,) = advice(_plan("full", rows=1, fsdp=8, state=2, temporaries=20, fits=False))
     assert "larger chips" in last
 
@@ -300,6 +341,19 @@ def test_the_report_of_a_chip_with_figures_and_of_one_that_is_too_small():
     assert "bound by compute" in text and "15.75" not in text and chips.find_chip("TPU v5 lite").source in text
     text = report(_plan("none", fits=False, temporaries=20))
     assert "does NOT fit" in text and "20.00 GiB" in text and "advice" in text
+
+
+def test_the_table_of_slices_pairs_what_is_alike():
+    def figures(devices, fits=True, **more):
+        plan = dataclasses.replace(_plan(fits=fits), devices=devices, **more)
+        versions = {"jax": "1", "libtpu": "2"}
+        return json.loads(json.dumps(plan.to_json() | {"topology": "v5e:2x4", "effort": "low", "versions": versions}))
+
+    alike = [figures(8), figures(256, executed=Flops(32 * 1.3e15, 32 * 1.5e15)), figures(64, fits=False)]
+    ((_, chip, chips_, one_by_one, overlapped),) = plan_table.scaling(alike)
+    assert (chip, chips_) == ("v5e", "8 → 256") and overlapped == one_by_one == f"{8 / 256:.1%}"  # of the same batch
+    page = plan_table.page(alike)
+    assert "does not fit: 8.0 GiB" in page and page.count("python -m dualtoken_jax.plan --config") == 3
 
 
 @pytest.mark.parametrize("name", ["v5e", "pod", "v5e:4", "v5e:axb"])

@@ -1,5 +1,9 @@
 """What to change when a step does not fit, or wastes the chips."""
 
+import dataclasses
+
+from dualtoken_jax.config import Config, ConfigError
+from dualtoken_jax.config_checks import check
 from dualtoken_jax.planning.figures import Plan
 
 _GIB = 2**30
@@ -26,12 +30,23 @@ def _to_fit(plan: Plan) -> list[str]:
         lines.append(f"keep less for the backward pass: --config.model.siglip.remat={_LIGHTER[remat]}")
     if plan.rows > 1:
         rows = fitting_rows(plan)
+        parts = plan.config.train.accumulate * plan.rows // rows
+        if _may_accumulate(plan.config, parts):
+            lines.append(f"the batch in {parts} parts, one after another: --config.train.accumulate={parts}")
         batch = rows * plan.mesh["data"] * plan.mesh["fsdp"]
         lines.append(
             f"fewer images on a device, {rows} instead of {plan.rows}: --config.train.batch_size={batch}, "
             "or as many more devices"
         )
     return lines or ["one image on a device is too much, with everything split and computed again: use larger chips"]
+
+
+def _may_accumulate(config: Config, parts: int) -> bool:
+    try:
+        check(dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=parts)))
+    except ConfigError:
+        return False  # codebooks that are rewritten within a lookup need the whole batch
+    return True
 
 
 def fitting_rows(plan: Plan) -> int:

@@ -1,7 +1,10 @@
-"""Public figures of accelerators, and how many links a chip has in a slice."""
+"""Public figures of accelerators, and over how many links the chips of a slice reach each other."""
 
 import dataclasses
-import math
+import itertools
+
+import numpy as np
+from jax.sharding import Mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,23 +40,34 @@ def find_chip(kind: str) -> Chip | None:
     return next((chip for chip in CHIPS if chip.kind == kind), None)
 
 
-def links(chip: Chip, slice_shape: tuple[int, ...]) -> float:
-    """Links over which a chip of a slice sends at the same time, when a ring or a line runs through every axis.
+def group_links(chip: Chip, mesh: Mesh) -> dict[int, float]:
+    """By the size of a group of devices along some axes of the mesh: links over which each sends at the same time.
 
-    A torus closes an axis to a ring where the slice spans it: 16 chips on v5e and v6e, any multiple of 4 on v5p. On an
-    open line each chip sends one way at a time.
+    A group sends along every axis of the slice in which it extends: both ways where it fills an axis that the torus
+    closes to a ring (16 chips on v5e and v6e, multiples of 4 on v5p), one way elsewhere. Of two groups of one size the
+    worse one counts.
     """
+    found: dict[int, float] = {}
+    slice_shape = _extents(mesh.devices.flat)
+    for count in range(1, len(mesh.shape) + 1):
+        for axes in itertools.combinations(range(len(mesh.shape)), count):
+            along = tuple(slice(None) if axis in axes else 0 for axis in range(len(mesh.shape)))
+            group = np.ravel(mesh.devices[along])
+            if len(group) > 1:
+                links = _links(chip, _extents(group), slice_shape)
+                found[len(group)] = min(links, found.get(len(group), links))
+    return found
+
+
+def _links(chip: Chip, extents: tuple[int, ...], slice_shape: tuple[int, ...]) -> float:
     if chip.torus == 0:
         return 1.0
     closes = (lambda n: n == 16) if chip.torus == 2 else (lambda n: n % 4 == 0)
-    return float(sum(0 if n == 1 else 2 if closes(n) else 1 for n in slice_shape))
+    ring = lambda n, whole: n == whole and closes(whole)  # noqa: E731
+    return float(sum(2 if ring(n, whole) else 1 for n, whole in zip(extents, slice_shape, strict=True) if n > 1))
 
 
-def shape_of(devices) -> tuple[int, ...]:
-    """Chips along each axis of the slice, from the devices' coordinates."""
-    coordinates = {tuple(device.coords) for device in devices if hasattr(device, "coords")}
-    if not coordinates:
-        return (len(devices),)
-    shape = tuple(len({c[axis] for c in coordinates}) for axis in range(3))
-    assert math.prod(shape) == len(coordinates), f"no full slice: {shape} for {len(coordinates)} chips"
-    return shape
+def _extents(devices) -> tuple[int, ...]:
+    """Chips along each axis of the slice that these devices stand on."""
+    places = [tuple(device.coords) for device in devices if hasattr(device, "coords")]
+    return tuple(len(set(axis)) for axis in zip(*places, strict=True))

@@ -27,11 +27,12 @@ class Collective:
     count: float  # how often it runs
     bytes: float  # whole arrays that are reduced, gathered, exchanged or passed on
     sent: float  # bytes that leave each device
+    groups: dict[int, float]  # the same by the devices of a group; 0 where the program names pairs
 
 
 def collectives(module: Module) -> dict[str, Collective]:
     """By kind, of a device; loops multiplied out, groups of one device left out."""
-    totals: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0, 0.0])
+    totals: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     runs = module.runs()
     for name, instructions in module.computations.items():
         for instruction in instructions:
@@ -40,11 +41,15 @@ def collectives(module: Module) -> dict[str, Collective]:
                 continue
             size, group = _whole(instruction, kind), _group(instruction.attributes)
             kind = "reduce-scatter" if name.startswith(_FUSED_SCATTER) else kind
-            if group is None or group > 1:
-                sent = _SENT[kind](group) if group else 1
-                for i, amount in enumerate((1, size, sent * size)):
-                    totals[kind][i] += amount * runs[name]
-    return {kind: Collective(*total) for kind, total in sorted(totals.items())}
+            if group != 1:
+                sent = size * (_SENT[kind](group) if group else 1) * runs[name]
+                totals[kind].update({"count": runs[name], "bytes": size * runs[name], group or 0: sent})
+    return {kind: _total(found) for kind, found in sorted(totals.items())}
+
+
+def _total(found: collections.Counter) -> Collective:
+    groups = {size: sent for size, sent in found.items() if isinstance(size, int)}
+    return Collective(found["count"], found["bytes"], sum(groups.values()), groups)
 
 
 def _whole(instruction: Instruction, kind: str) -> float:
@@ -60,7 +65,7 @@ def _whole(instruction: Instruction, kind: str) -> float:
 
 def _group(attributes: str) -> int | None:
     """Devices in a group; None where the collective names pairs, or nothing, instead."""
-    if meshed := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
+    if meshed := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^{]*\))? \{([^}]*)\}", attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", meshed[1])}
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", meshed[2])  # an axis, or a part of one
         return math.prod(int(part) if part else sizes[name] for name, part in axes)

@@ -11,7 +11,7 @@ from dualtoken_jax.config import Config
 from dualtoken_jax.planning import chips, hlo
 from dualtoken_jax.planning.collectives import Collective, collectives
 from dualtoken_jax.planning.flops import Flops
-from dualtoken_jax.planning.roofline import Roofline, roofline
+from dualtoken_jax.planning.roofline import Roofline, network_seconds, roofline
 from dualtoken_jax.planning.step import Compiled, DoesNotFit, Step, compile_step, model_flops, trace_step
 from dualtoken_jax.planning.traffic import traffic
 
@@ -35,7 +35,7 @@ class Plan:
     needed: int | None  # bytes that the compiler says it needs beside the arguments, where it does not fit
     available: int | None  # bytes of memory, where known
     program: hlo.Module | None
-    links: float  # of the chip, over which it sends at the same time
+    links: dict[int, float]  # over which a device sends, by the devices of a group
 
     @property
     def fits(self) -> bool:
@@ -55,12 +55,11 @@ class Plan:
         return roofline(
             self.chip,
             self.devices,
-            self.links,
             images=self.config.train.batch_size,
             model_flops=self.model.exact,
             tiled_flops=self.executed.tiled,
             traffic=self.traffic,
-            sent=sum(one.sent for one in self.collectives.values()),
+            network=network_seconds(self.chip, self.collectives.values(), self.links),
         )
 
     @cached_property
@@ -114,7 +113,6 @@ class Planner:
         self.devices, self.low_effort = devices, low_effort
         self.kind = devices[0].device_kind
         self.chip = chips.find_chip(self.kind)
-        self._links = chips.links(self.chip, chips.shape_of(devices)) if self.chip else 1.0
         self._model: dict[Any, Flops] = {}  # of one image
 
     def plan(self, config: Config) -> Plan:
@@ -143,7 +141,7 @@ class Planner:
             needed=needed,
             available=available,
             program=hlo.parse(compiled.text) if compiled else None,
-            links=self._links,
+            links=chips.group_links(self.chip, mesh) if self.chip else {},
         )
 
     def _mathematics(self, config: Config, step: Step, executed: Flops, tile: int) -> Flops:

@@ -5,8 +5,10 @@ A real step lies between: the compiler overlaps computing, reading and sending, 
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 from dualtoken_jax.planning.chips import Chip
+from dualtoken_jax.planning.collectives import Collective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,19 +52,9 @@ class Roofline:
 
 
 def roofline(
-    chip: Chip,
-    chips: int,
-    link_count: float,
-    *,
-    images: int,
-    model_flops: float,
-    tiled_flops: float,
-    traffic: float,
-    sent: float,
+    chip: Chip, chips: int, *, images: int, model_flops: float, tiled_flops: float, traffic: float, network: float
 ) -> Roofline:
-    """`model_flops` and `tiled_flops` are the whole step's; `traffic` and `sent` bytes of one chip."""
-    # One chip has no links, and sends nothing.
-    network = sent / (link_count * chip.link_speed) if sent else 0.0
+    """`model_flops` and `tiled_flops` are the whole step's; `traffic` the bytes, `network` the seconds of one chip."""
     return Roofline(
         compute=tiled_flops / chips / chip.flops,
         memory=traffic / chip.memory_speed,
@@ -71,3 +63,9 @@ def roofline(
         chips=chips,
         model_seconds=model_flops / chips / chip.flops,
     )
+
+
+def network_seconds(chip: Chip, found: Iterable[Collective], links: dict[int, float]) -> float:
+    """What sending takes, one collective after the other; a group of a size that no mesh axis has gets one link."""
+    groups = [item for one in found for item in one.groups.items()]
+    return sum(sent / (links.get(size, 1.0) * chip.link_speed) for size, sent in groups)

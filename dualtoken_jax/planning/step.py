@@ -81,7 +81,7 @@ def abstract_step(config: Config) -> tuple[Any, TrainState, dict[str, jax.ShapeD
 
 def trace_step(config: Config, mesh: Mesh) -> Step:
     """Raises ValueError for a batch that does not split over the mesh."""
-    sharding.check_batch(config.train.batch_size, mesh)
+    sharding.check_batch(config.train.batch_size, config.train.accumulate, mesh)
     task, state, batch = abstract_step(config)
     places = sharding.place(state, mesh)
     rows = jax.tree.map(lambda _: NamedSharding(mesh, sharding.BATCH), batch)

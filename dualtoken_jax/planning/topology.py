@@ -43,9 +43,15 @@ def prepare_environment(topology: str) -> None:
     """To be called before JAX wakes: nothing may look for a TPU that is not there."""
     if topology != LOCAL:
         os.environ["JAX_PLATFORMS"] = "cpu"
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # asks no metadata server who this machine is
-        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # another plan may run beside this one
-        os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+        # Nobody is asked who this machine is, no second process is refused, and libtpu does not miss what it has no
+        # need of here: the slice is the one that is asked for, whatever these say.
+        for name, value in (
+            ("TPU_SKIP_MDS_QUERY", "1"),
+            ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+            ("TPU_WORKER_HOSTNAMES", "localhost"),
+            ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
+        ):
+            os.environ.setdefault(name, value)
 
 
 def libtpu_requirement() -> str:
