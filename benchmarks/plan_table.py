@@ -34,8 +34,12 @@ def row(plan: dict) -> list[str]:
     start = [plan["recipe"], plan["topology"], f"{sizes['data']} × {sizes['fsdp']} × {sizes['tensor']}"]
     start += [f"{plan['batch_size']} ({plan['images_per_device']})", plan["remat"]]
     if not memory["fits"]:
-        needed = memory["needed_beside_arguments"]
-        return start + [f"does not fit: {needed / GIB:.1f} GiB of temporaries" if needed else "does not fit"] + [""] * 7
+        needed = memory["needed"]
+        return (
+            start
+            + [f"does not fit: {needed / GIB:.1f} of {memory['available'] / GIB:.1f}" if needed else "does not fit"]
+            + [""] * 7
+        )
     bound, sent = plan["roofline"], sum(one["sent"] for one in plan["collectives_per_device"].values())
     worst, best = bound["one_by_one"], bound["overlapped"]
     span = lambda name, form: f"{worst[name]:{form}} – {best[name]:{form}}"  # noqa: E731
@@ -86,7 +90,8 @@ def page(plans: list[dict]) -> str:
 Predictions of `python -m dualtoken_jax.plan`, jax {versions["jax"]} and libtpu {versions["libtpu"]}: the loop's own
 step, compiled for each slice; nothing ran. Memory is what the compiler allots. Times are each part's alone at the
 chip's peak (planning/chips.py names the sources); of the two figures for speed, the lower adds them up, the higher
-lets them overlap entirely. Compile times are of two busy cores.
+lets them overlap entirely. Compile times are of two cores with much other
+work.
 
 {table(columns, [row(plan) for plan in plans])}
 

@@ -52,12 +52,12 @@ def _may_accumulate(config: Config, parts: int) -> bool:
 def fitting_rows(plan: Plan) -> int:
     """The largest power of two of images on a device that should fit, by proportion; half of them if nothing is known.
 
-    Temporaries grow in proportion to the rows; the state does not grow.
+    What is needed beside the state grows in proportion to the rows at most.
     """
-    temporaries = plan.compiled.memory["temporaries"] if plan.fits else plan.needed
-    if temporaries is None or plan.available is None:
+    total = plan.compiled.total if plan.fits else plan.needed
+    if total is None or plan.available is None or total <= plan.state_bytes:
         return max(1, plan.rows * (2 if plan.fits else 1) // 2)
-    most = (plan.available - plan.state_bytes) / (temporaries / plan.rows)
+    most = (plan.available - plan.state_bytes) / ((total - plan.state_bytes) / plan.rows)
     rows = 1
     while 2 * rows <= most:
         rows *= 2

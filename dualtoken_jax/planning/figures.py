@@ -32,7 +32,7 @@ class Plan:
     model: Flops
     executed: Flops
     compiled: Compiled | None  # None where it does not fit
-    needed: int | None  # bytes that the compiler says it needs beside the arguments, where it does not fit
+    needed: int | None  # bytes in all that the compiler says it needs, where it does not fit
     available: int | None  # bytes of memory, where known
     program: hlo.Module | None
     links: dict[int, float]  # over which a device sends, by the devices of a group
@@ -92,7 +92,7 @@ class Plan:
             "memory_per_device": {"state": self.state_bytes, "available": self.available, "fits": self.fits},
         }
         if not self.fits:
-            figures["memory_per_device"]["needed_beside_arguments"] = self.needed
+            figures["memory_per_device"]["needed"] = self.needed
             return figures
         figures["memory_per_device"] |= self.compiled.memory | {"total": self.compiled.total}
         figures["collectives_per_device"] = {kind: dataclasses.asdict(c) for kind, c in self.collectives.items()}

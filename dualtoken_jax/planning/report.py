@@ -63,7 +63,7 @@ def _memory(plan: Plan) -> str:
         rows += [f"  {name:<16} {gib(size)}" for name, size in plan.compiled.memory.items()]
         rows.append(f"  {'in all':<16} {gib(plan.compiled.total)}  (aliased outputs take the place of arguments)")
     elif plan.needed:
-        rows.append(f"  {'needed beside':<16} {gib(plan.needed)}")
+        rows.append(f"  {'needed in all':<16} {gib(plan.needed)}")
     if plan.available:
         rows.append(f"  {'of':<16} {gib(plan.available)}")
     return "memory of a device" + ("" if plan.fits else ": it does NOT fit") + "\n" + "\n".join(rows)
