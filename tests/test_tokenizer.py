@@ -264,7 +264,7 @@ def _other_tower(**settings):
     return _step(dataclasses.replace(config, model=dataclasses.replace(config.model, siglip=siglip)))
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.slow), "full"])
 def test_remat_changes_no_result(remat, plain):
     _, expected, expected_metrics = plain
     _, found, metrics = _other_tower(remat=remat)
