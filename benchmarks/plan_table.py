@@ -1,10 +1,11 @@
-"""The plans of several slices in one table, and how well they scale. Writes plan.json and plan.md.
+"""The plans of several slices in one table, and how well they scale. Writes NAME.json and NAME.md.
 
     for slice in v5e:2x4 v5e:16x16 …; do
         python -m dualtoken_jax.plan --config=configs/tokenizer.py:so400m_256 --topology=$slice \
             --config.mesh.fsdp=8 --config.train.batch_size=… --json=runs/plans/so400m_256_$slice.json
     done
     python benchmarks/plan_table.py runs/plans/*.json
+    python benchmarks/plan_table.py runs/earlier/*.json --name=plan_earlier --title='Before …'
 
 All figures are predictions of `dualtoken_jax.plan`: the program is the real one, compiled for the chips; its speed is
 a roofline, for which nothing ran.
@@ -75,8 +76,8 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def page(plans: list[dict]) -> str:
-    """plan.md."""
+def page(title: str, plans: list[dict]) -> str:
+    """The Markdown file."""
     columns = ["recipe", "slice", "data × fsdp × tensor", "batch (a chip)", "remat", "GiB a chip", "compute ms"]
     columns += ["memory ms", "network ms", "GB sent a chip", "images/s", "model FLOPs utilisation", "compile s"]
     flops = {
@@ -85,7 +86,7 @@ def page(plans: list[dict]) -> str:
         if plan["remat"] == "full"
     }
     versions = plans[0]["versions"]
-    return f"""# What TPU slices would make of the full recipes
+    return f"""# {title}
 
 Predictions of `python -m dualtoken_jax.plan`, jax {versions["jax"]} and libtpu {versions["libtpu"]}: the loop's own
 step, compiled for each slice; nothing ran. Memory is what the compiler allots. Times are each part's alone at the
@@ -115,12 +116,14 @@ def main() -> None:
     """Reads the plans, writes both files."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("plans", nargs="+", type=Path, help="files of `dualtoken_jax.plan --json`")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for plan.json and plan.md")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for both files")
+    parser.add_argument("--name", default="plan", help="of both files")
+    parser.add_argument("--title", default="What TPU slices would make of the full recipes")
     flags = parser.parse_args()
     plans = [json.loads(file.read_text()) for file in flags.plans]
     plans.sort(key=lambda plan: (plan["recipe"], plan["topology"][:3], plan["devices"], plan["batch_size"]))
-    (flags.output / "plan.json").write_text(json.dumps(plans, indent=1) + "\n")
-    (flags.output / "plan.md").write_text(page(plans))
+    (flags.output / f"{flags.name}.json").write_text(json.dumps(plans, indent=1) + "\n")
+    (flags.output / f"{flags.name}.md").write_text(page(flags.title, plans))
 
 
 if __name__ == "__main__":

@@ -352,7 +352,7 @@ def test_the_table_of_slices_pairs_what_is_alike():
     alike = [figures(8), figures(256, executed=Flops(32 * 1.3e15, 32 * 1.5e15)), figures(64, fits=False)]
     ((_, chip, chips_, one_by_one, overlapped),) = plan_table.scaling(alike)
     assert (chip, chips_) == ("v5e", "8 → 256") and overlapped == one_by_one == f"{8 / 256:.1%}"  # of the same batch
-    page = plan_table.page(alike)
+    page = plan_table.page("Slices", alike)
     assert "does not fit: 10.0 of 16.0" in page and page.count("python -m dualtoken_jax.plan --config") == 3
 
 
