@@ -127,7 +127,7 @@ def test_sharded_equals_unsharded(shape, start, alone):
     for (metrics, codes), (expected_metrics, expected_codes) in zip(history, expected_history, strict=True):
         jax.tree.map(np.testing.assert_array_equal, codes, expected_codes)
         for name, value in expected_metrics.items():
-            np.testing.assert_allclose(metrics[name], value, rtol=TOLERANCE, err_msg=name)
+            np.testing.assert_allclose(metrics[name], value, rtol=TOLERANCE, atol=1e-7, err_msg=name)  # cosines near 0
     assert_close(gradients(state), gradients(expected), "gradients")
     for name in ("params", "ema", "codebooks", "discriminator"):
         assert_close(getattr(state, name), getattr(expected, name), name)

@@ -97,10 +97,11 @@ def trace_step(config: Config, mesh: Mesh) -> Step:
 def compile_step(step: Step, low_effort: bool) -> Compiled:
     """The loop's own step for the mesh's devices; raises DoesNotFit."""
     started = time.perf_counter()
+    for_tpu = step.mesh.devices.flat[0].platform == "tpu"  # other compilers do not know the option
     with jax.set_mesh(step.mesh):
         lowered = step.traced.lower()
         try:
-            compiled = lowered.compile(compiler_options=LOW_EFFORT if low_effort else None)
+            compiled = lowered.compile(compiler_options=LOW_EFFORT if low_effort and for_tpu else None)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
