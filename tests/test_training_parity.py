@@ -1,6 +1,7 @@
 """Twenty training steps against the same step in plain PyTorch, both in float64, from the same weights and batches."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +13,18 @@ torch = pytest.importorskip("torch")
 
 from float64 import float64  # noqa: E402
 from released_record import ERRORS, first_draws, jit  # noqa: E402
-from torch_codebooks import quantize_and_update as torch_quantize  # noqa: E402
-from torch_step import train_step  # noqa: E402
 from torch_twin import TorchQuantizer, namespace  # noqa: E402
-from training_twins import CODES, CONVOLUTIONAL, ROWS, STEPS, both, recipe, vocabulary  # noqa: E402
+from training_twins import CODES, CONVOLUTIONAL, ROWS, STEPS, TRANSFORMER, VGG, both, recipe, vocabulary  # noqa: E402
 
+from benchmarks.peer.codebooks import quantize_and_update as torch_quantize  # noqa: E402
+from benchmarks.peer.form import RELEASED, TUNED, Form  # noqa: E402
+from benchmarks.peer.step import train_step  # noqa: E402
 from dualtoken_jax.config import Config  # noqa: E402
 from dualtoken_jax.interop.name_table import to_state_dict  # noqa: E402
 from dualtoken_jax.interop.released_names import discriminator_table, model_table  # noqa: E402
-from dualtoken_jax.models import quantizer  # noqa: E402
+from dualtoken_jax.models import quantizer, vgg  # noqa: E402
 from dualtoken_jax.models.quantizer import quantize_and_update  # noqa: E402
+from dualtoken_jax.tasks import frozen  # noqa: E402
 
 TOLERANCE = 1e-8  # float64; measured: 1.2e-9, of a parameter
 UPDATES = ("per_depth", "per_step", "per_step_aliased")
@@ -67,16 +70,16 @@ def compare_gradients(ours: dict[str, np.ndarray], module, name: str) -> set[str
     return alive
 
 
-def train(config: Config, restarts: bool = False):
-    """Both for twenty steps, compared at each and at the end."""
-    task, state, trainer = both(config)
+def train(config: Config, restarts: bool = False, form: Form = RELEASED, steps: int = STEPS):
+    """Both for that many steps, compared at each and at the end."""
+    task, state, trainer = both(config, form)
     step = jit(task.train_step)
     table = [entry for entry in model_table(config.model, text=False) if not entry.alias]
     parameters = {name for name, _ in trainer.model.named_parameters()}
     trained = [entry for entry in table if entry.name in parameters]
     start = {name: p.detach().numpy().copy() for name, p in trainer.model.named_parameters()}
     rng, dead = np.random.default_rng(3), 0
-    for _ in range(STEPS):
+    for _ in range(steps):
         images = rng.integers(0, 256, (ROWS, 16, 16, 3), dtype=np.uint8)
         before, (state, metrics) = state, step(state, {"image": images, "weight": np.ones(ROWS)})
         terms = train_step(trainer, torch.from_numpy(images.transpose(0, 3, 1, 2) / 127.5 - 1), torch_draws)
@@ -126,6 +129,22 @@ def test_twenty_steps():
     train(recipe(pixel, semantic))
 
 
+@pytest.mark.parametrize(
+    ("form", "decoder"),
+    [
+        pytest.param(RELEASED, TRANSFORMER, id="released"),
+        pytest.param(TUNED, TRANSFORMER, id="tuned"),
+        pytest.param(TUNED, CONVOLUTIONAL, id="tuned_convolutional", marks=pytest.mark.slow),
+    ],
+)
+def test_the_benchmarks_step(form, decoder, monkeypatch):
+    """LPIPS and the discriminator from the first step, in both forms of the peer."""
+    monkeypatch.setattr(frozen, "Lpips", partial(vgg.Lpips, VGG))
+    pixel, semantic = vocabulary("per_depth", True, 2, None), vocabulary("per_step", True, 2, None)
+    options = {"decoder": decoder, "perceptual": 1.0, "discriminator_start": 0}
+    train(recipe(pixel, semantic, **options), form=form, steps=2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("pixel", "semantic", "discriminator", "threshold"),
@@ -160,7 +179,7 @@ def test_restarts_of_the_same_codes(update, shared, rows):
     for _ in range(3):
         z = rng.normal(size=(2, rows // 2, 8))
         quantized, ours = update_ours(ours, z)
-        output, commitment, codes = torch_quantize(theirs, torch.from_numpy(z), config, torch_draws)
+        output, commitment, codes = torch_quantize(theirs, torch.from_numpy(z), config, torch_draws, dense=rows == 8)
         np.testing.assert_array_equal(quantized.codes, codes)
         agree(quantized.output, output, "twin quantizer")
         agree(quantized.commitment, commitment, "twin quantizer")

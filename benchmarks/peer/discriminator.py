@@ -1,4 +1,4 @@
-"""The released PatchGAN discriminator in plain PyTorch, under its parameter names; needs torch alone."""
+"""The released PatchGAN discriminator in PyTorch, under its parameter names; needs torch alone."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
