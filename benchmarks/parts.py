@@ -10,6 +10,7 @@ Parts are compiled alone, so that their sum is not the step: what XLA fuses or s
 import argparse
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -48,45 +49,41 @@ def machine_rates() -> tuple[float, float]:
     matrix, vector = jnp.ones((side, side)), jnp.ones(2**26)
     product, _ = call(lambda a: a @ a, (matrix,))
     copy, carried = call(lambda v: v + 1, (vector,))
-    return 2 * side**3 / min(seconds([product], 8)[0]), carried / min(seconds([copy], 8)[0])
+    return 2 * side**3 / min(seconds(product, 8)), carried / min(seconds(copy, 8))
 
 
-def seconds(calls: list, rounds: int) -> list[list[float]]:
-    """Of each call, in turns; the first round is not counted."""
-    found = [[] for _ in calls]
-    for number in range(rounds + 1):
-        for function, times in zip(calls, found, strict=True):
-            began = time.perf_counter()
-            function()
-            if number:
-                times.append(time.perf_counter() - began)
-    return found
+def seconds(function, rounds: int) -> list[float]:
+    """Of so many calls after the first, which is not counted."""
+    found = []
+    for _ in range(rounds + 1):
+        began = time.perf_counter()
+        function()
+        found.append(time.perf_counter() - began)
+    return found[1:]
 
 
 def rows(config, batch: int, rounds: int) -> list[dict]:
-    """A row per part and direction, and one of the whole step."""
+    """A row per part and pass, one of the whole step, and one of the machine; each is printed when it is there."""
     rate, bandwidth = machine_rates()
-    functions, labels = [], []
-    for part in step_parts(config, batch):
-        functions.append((part.run, part.arguments))
-        labels.append((part.name, "forward"))
-        if part.differentiated:
-            functions.append((backward(part), part.arguments))
-            labels.append((part.name, "both"))
-    calls, carried = zip(*[call(function, arguments) for function, arguments in functions], strict=True)
-    step = ours.train(config, batch).call
-    *times, whole = [statistics.median(found) for found in seconds([*calls, step], rounds)]
-    counts = [operations(function, *arguments) for function, arguments in functions]
+    machine = {"part": "machine", "gflop_per_second": rate / 1e9, "gigabytes_per_second": bandwidth / 1e9}
     found = []
-    for label, taken, count, amount in zip(labels, times, counts, carried, strict=True):
-        floor = max(count / rate, amount / bandwidth)
-        found.append(
-            {"part": label[0], "pass": label[1], "milliseconds": 1e3 * taken, "gflop": count / 1e9,
-             "megabytes": amount / 1e6, "floor_milliseconds": 1e3 * floor, "of_floor": floor / taken,
-             "of_step": taken / whole}
-        )  # fmt: skip
-    found.append({"part": "whole step", "pass": "both", "milliseconds": 1e3 * whole})
-    return found + [{"part": "machine", "gflop_per_second": rate / 1e9, "gigabytes_per_second": bandwidth / 1e9}]
+    for part in step_parts(config, batch):
+        passes = {"forward": part.run} | ({"both": backward(part)} if part.differentiated else {})
+        for name, function in passes.items():
+            run, carried = call(function, part.arguments)
+            taken = statistics.median(seconds(run, rounds))
+            count = operations(function, *part.arguments)
+            floor = max(count / rate, carried / bandwidth)
+            found.append(
+                {"part": part.name, "pass": name, "milliseconds": 1e3 * taken, "gflop": count / 1e9,
+                 "megabytes": carried / 1e6, "floor_milliseconds": 1e3 * floor, "of_floor": floor / taken}
+            )  # fmt: skip
+            print(f"{part.name}, {name}: {1e3 * taken:.4g} ms", file=sys.stderr, flush=True)
+    del part, function, run  # with the weights that they hold: the step brings its own
+    whole = statistics.median(seconds(ours.train(config, batch).call, rounds))
+    for row in found:
+        row["of_step"] = row["milliseconds"] / whole / 1e3
+    return [*found, {"part": "whole step", "pass": "both", "milliseconds": 1e3 * whole}, machine]
 
 
 def table(found: list[dict]) -> str:
