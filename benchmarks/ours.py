@@ -11,7 +11,7 @@ import numpy as np
 from dualtoken_jax.config import Config
 from dualtoken_jax.models import bind, definition, init_params
 from dualtoken_jax.models.dualtoken import DualToken, decode
-from dualtoken_jax.models.quantizer import quantize
+from dualtoken_jax.models.quantizer import init_codebook, quantize
 from dualtoken_jax.models.siglip import Siglip
 from dualtoken_jax.models.vgg import Lpips
 from dualtoken_jax.tasks.state import TrainState, normalise
@@ -85,8 +85,12 @@ def decode_codes(config: Config, batch: int) -> Work:
 
 def _tokenizer(config: Config):
     make = lambda rngs: DualToken(config.model, rngs)  # noqa: E731
-    _, state = train_state(config)
-    return definition(make), state.params, state.codebooks
+
+    def init(key):
+        books = {branch: init_codebook(config.model.quantizer(branch), key) for branch in config.model.branches}
+        return init_params(make, key), books
+
+    return definition(make), *jax.jit(init)(jax.random.key(0))
 
 
 def _compiled(function, *arguments):

@@ -37,8 +37,8 @@ def _forward(x, kernel, stride):
 
 def _backward(stride, saved, gradient):
     x, kernel = saved
-    (x_gradient,) = jax.vjp(lambda x: _convolve(x, kernel, stride), x)[1](gradient)
-    by_convolution = lambda x, g: jax.vjp(lambda kernel: _convolve(x, kernel, stride), kernel)[1](g)[0]  # noqa: E731
+    (x_gradient,) = jax.linear_transpose(lambda x: _convolve(x, kernel, stride), x)(gradient)
+    by_convolution = lambda x, g: jax.linear_transpose(lambda k: _convolve(x, k, stride), kernel)(g)[0]  # noqa: E731
     by_matmuls = partial(kernel_gradient, size=kernel.shape[0], stride=stride)
     # XLA's CPU backend makes a slow convolution of it (measured: benchmarks/README.md).
     return x_gradient, jax.lax.platform_dependent(x, gradient, cpu=by_matmuls, default=by_convolution)
