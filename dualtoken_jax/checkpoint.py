@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,7 @@ _RUNTIME = (
     "data.eval_examples",
     # How a step is spread over devices and memory; any state restores on any mesh.
     "mesh.",
+    "train.accumulate",
     "model.siglip.remat",
     "model.siglip.unroll",
 )
@@ -61,6 +63,7 @@ class Checkpoints:
         """`read_only` leaves the folder alone: a run that is writing to it would lose its half-written files."""
         self.workdir, self._keep, self._read_only = Path(workdir).absolute(), keep, read_only
         self._folder = self.workdir / "checkpoints"
+        self._busy = threading.RLock()  # a rescue saves from another thread
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -96,7 +99,7 @@ class Checkpoints:
             state=ocp.args.StandardSave(serialization.to_state_dict(state.replace(frozen={}))),
             data=ocp.args.JsonSave(data),
         )
-        with self._explained(step):
+        with self._busy, self._explained(step):
             self._manager.save(step, args=items)
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict]:
@@ -134,7 +137,12 @@ class Checkpoints:
         """The newest step that is as it was written; the same on every host."""
         if self.latest is None:
             raise CheckpointError(f"{self.workdir} holds no finished checkpoint; train first")
-        found = self._check_newest() if jax.process_index() == 0 else _NONE
+        found = _NONE
+        if jax.process_index() == 0:
+            try:
+                found = self._check_newest()
+            except OSError:  # the others wait for an answer
+                log.exception("the checkpoints in %s cannot be looked at", self._folder)
         if jax.process_count() > 1:
             found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
         if found == _NONE:
@@ -164,7 +172,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until every started write is committed; raises CheckpointError when one failed."""
-        with self._explained(None):
+        with self._busy, self._explained(None):
             self._manager.wait_until_finished()
 
     def check(self) -> None:

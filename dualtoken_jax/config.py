@@ -22,6 +22,9 @@ class TrainConfig:
 
     steps: int = 100_000
     batch_size: int = 256  # rows of the global batch
+    # Parts of the batch that a step computes one after another, for memory. Gradients, codebooks and the contrastive
+    # loss are those of the whole batch; only the adaptive generator weight is of each part (and its metric their mean).
+    accumulate: int = 1
     log_every: int = 50  # steps
     checkpoint_every: int = 1_000  # steps; the last step is always saved
     keep_checkpoints: int = 2  # newest ones kept
@@ -122,6 +125,8 @@ def to_config_dict(config) -> ConfigDict:
             value = to_config_dict(value)
         elif value is None:
             value = _placeholder(hint)
+        elif types.NoneType in typing.get_args(hint):  # a field of type object reads literals, None among them
+            value = config_dict.FieldReference(value, field_type=object)
         elif isinstance(value, tuple):
             value = tuple(to_config_dict(item) if dataclasses.is_dataclass(item) else item for item in value)
         result[name] = value

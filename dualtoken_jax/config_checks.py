@@ -30,8 +30,20 @@ def _tower_requirements(config):
 
 def _run_requirements(config):
     train, data = config.train, config.data
-    for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "max_consecutive_skips"):
+    for name in (
+        "steps",
+        "batch_size",
+        "accumulate",
+        "log_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "max_consecutive_skips",
+    ):
         yield getattr(train, name) >= 1, f"train.{name} is {getattr(train, name)}, must be at least 1"
+    yield (
+        train.accumulate < 1 or train.batch_size % train.accumulate == 0,
+        f"train.batch_size {train.batch_size} must be divisible by train.accumulate {train.accumulate}",
+    )
     yield (
         data.source != "scenes" or data.scenes.resolution == config.model.siglip.image_size,
         f"data.scenes.resolution {data.scenes.resolution} must equal model.siglip.image_size "
@@ -74,7 +86,7 @@ def _tokenizer_requirements(config):
         (f"model.semantic_layer {model.semantic_layer} must be the deepest tap, got taps {taps}"),
     )
     for branch in model.branches:
-        yield from _quantizer_requirements(model, branch)
+        yield from _quantizer_requirements(model, branch, config.train.accumulate)
     if model.reconstructs:
         yield from _decoder_requirements(model)
         yield (
@@ -98,7 +110,7 @@ def _tokenizer_requirements(config):
         )
 
 
-def _quantizer_requirements(model, branch):
+def _quantizer_requirements(model, branch, accumulate):
     quantizer, tower, name = model.quantizer(branch), model.siglip.vision.width, f"model.{branch}"
     enough = quantizer.depth >= 1 and quantizer.codes >= 2 and quantizer.width >= 1
     yield enough, f"{name} needs depth ≥ 1, codes ≥ 2 and width ≥ 1"
@@ -120,6 +132,12 @@ def _quantizer_requirements(model, branch):
         not quantizer.normalise or product or quantizer.depth == 1,
         f"{name}.normalise needs unit vectors, which the residuals of depth 2 … {quantizer.depth} are not: "
         f"set {name}.kind='product', or {name}.depth=1",
+    )
+    in_lookup = quantizer.codebook_update == "per_depth" and quantizer.shared_codebook
+    yield (
+        accumulate == 1 or not in_lookup,
+        f"{name}.codebook_update 'per_depth' of a shared codebook needs the whole batch at every depth: use "
+        f"'per_step', or train.accumulate=1 instead of {accumulate}",
     )
     yield (
         quantizer.codebook_update != "per_step_aliased" or not (product or quantizer.normalise),

@@ -99,7 +99,7 @@ def summarise(lines: list[dict]) -> dict[str, float]:
     if not lines:
         raise ValueError("nothing is written there: the run has not begun")
     seconds: collections.Counter[str] = collections.Counter()
-    attempts = [list(group) for group in _by_attempt(lines).values()]
+    attempts = _stretches(lines)
     begun = [attempt[0]["time"] - sum(attempt[0]["spent"].values()) for attempt in attempts]
     for number, attempt in enumerate(attempts):
         # Steps that a later start did once more were lost in this one.
@@ -112,16 +112,19 @@ def summarise(lines: list[dict]) -> dict[str, float]:
             seconds["down"] += max(0.0, begun[number + 1] - attempt[-1]["time"])
     total = lines[-1]["time"] - begun[0]
     useful = sum(seconds[kind] for kind in USEFUL)
-    return {kind: seconds[kind] for kind in KINDS} | {
-        "total": total, "goodput": useful / total if total > 0 else 0.0, "starts": len(attempts)
-    }  # fmt: skip
+    found = {kind: seconds[kind] for kind in KINDS} | {"total": total}
+    return found | {"goodput": useful / max(total, 1e-9), "starts": len({line["attempt"] for line in lines})}
 
 
-def _by_attempt(lines: list[dict]) -> dict[float, list[dict]]:
-    attempts: dict[float, list[dict]] = {}
-    for line in lines:
-        attempts.setdefault(line["attempt"], []).append(line)
-    return attempts
+def _stretches(lines: list[dict]) -> list[list[dict]]:
+    """Lines between one start, or one going back to a checkpoint, and the next."""
+    stretches: list[list[dict]] = []
+    for line, before in zip(lines, [None, *lines[:-1]], strict=True):
+        goes_on = before and line["attempt"] == before["attempt"] and (line["step"] or 0) >= (before["step"] or 0)
+        if not goes_on:
+            stretches.append([])
+        stretches[-1].append(line)
+    return stretches
 
 
 def _first_step(attempt: list[dict]) -> float:
@@ -135,7 +138,8 @@ def read(workdir: Path) -> list[dict]:
     file, lines = Path(workdir) / FILE, []
     for text in file.read_text().splitlines() if file.exists() else []:
         with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(text))
+            line = json.loads(text)
+            lines += [line] if isinstance(line, dict) and line.keys() >= {"attempt", "time", "step", "spent"} else []
     return lines
 
 

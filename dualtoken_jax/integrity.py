@@ -6,6 +6,7 @@ damaged. Neither is ever restored.
 
 import hashlib
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +17,7 @@ _CHUNK = 2**22  # bytes
 
 def seal(folder: Path, without: tuple[str, ...] = ()) -> None:
     """Writes the digests of all files but those named `without`, whole or not at all."""
-    files = _digests(folder, [name for name in _files(folder) if name not in without])
+    files = _digests(folder, [name for name in _files(folder) if name not in without], _digest)
     draft = folder / f".{SEAL}.partial"
     draft.write_text(json.dumps({"files": files, "digest": _of(files)}))
     draft.replace(folder / SEAL)
@@ -38,7 +39,7 @@ def damage(folder: Path) -> list[str]:
         return [f"{SEAL}: {error!r}"]
     missing = [f"{name}: missing" for name in files if not (folder / name).is_file()]
     present = [name for name in files if (folder / name).is_file()]
-    found = _digests(folder, present)
+    found = _digests(folder, present, _readable_digest)
     return missing + [
         f"{name}: {_difference(files[name], found[name])}" for name in present if files[name] != found[name]
     ]
@@ -49,10 +50,10 @@ def _files(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in paths if path.name not in (SEAL, f".{SEAL}.partial")]
 
 
-def _digests(folder: Path, names: list[str]) -> dict[str, list]:
+def _digests(folder: Path, names: list[str], digest: Callable[[Path], list]) -> dict[str, list]:
     """By name [bytes, digest]."""
     with ThreadPoolExecutor(_THREADS) as threads:
-        return dict(zip(names, threads.map(lambda name: _digest(folder / name), names), strict=True))
+        return dict(zip(names, threads.map(lambda name: digest(folder / name), names), strict=True))
 
 
 def _digest(file: Path) -> list:
@@ -62,6 +63,14 @@ def _digest(file: Path) -> list:
             digest.update(chunk)
             size += len(chunk)
     return [size, digest.hexdigest()]
+
+
+def _readable_digest(file: Path) -> list:
+    """As `_digest`; what cannot be read differs from everything."""
+    try:
+        return _digest(file)
+    except OSError as error:
+        return [0, repr(error)]
 
 
 def _of(files: dict[str, list]) -> str:

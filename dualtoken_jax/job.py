@@ -29,14 +29,14 @@ from dualtoken_jax.interop.released import model_shapes
 from dualtoken_jax.interop.siglip import holds_siglip, load_siglip
 from dualtoken_jax.metric_writer import MetricWriter, read_metrics
 from dualtoken_jax.pretrained import open_pretrained
-from dualtoken_jax.saver import NonFiniteState
 from dualtoken_jax.tasks import make_task
+from dualtoken_jax.tasks.frozen import needs_lpips
 from dualtoken_jax.tasks.state import TrainState
 from dualtoken_jax.text_tokenizer_copy import keep_text_tokenizer, with_kept_text_tokenizer
 
 log = logging.getLogger("dualtoken_jax")
 EXPECTED_ERRORS = (ConfigError, CheckpointError, loop.NonFiniteError, TooManyBadImages, OSError, ValueError)
-RESTARTABLE = (loop.Interrupted, DataError, NonFiniteState)  # what starting again mends
+RESTARTABLE = (loop.Interrupted, DataError)  # what starting again mends
 
 
 def run(config: Config, workdir: Path) -> dict:
@@ -55,10 +55,10 @@ def preflight(config: Config, workdir: Path) -> None:
     if config.task == "tokenizer" and not config.teacher.path:
         runs.append(check(teacher_config(config)))
     for one in runs:
-        sharding.check_batch(one.train.batch_size, mesh)
+        sharding.check_batch(one.train.batch_size, one.train.accumulate, mesh)
         make_task(one).check_parameters()
     kept = (Path(workdir) / FROZEN).exists()
-    if _needs_lpips(config) and not kept and not Path(config.loss.lpips_path).exists():
+    if needs_lpips(config) and not kept and not Path(config.loss.lpips_path).exists():
         raise ConfigError(
             f"loss.lpips_path {config.loss.lpips_path!r} does not exist; name LPIPS's weights, such as a folder with "
             "torchvision's vgg16-397923af.pth and weights/v0.1/vgg.pth of the lpips package"
@@ -112,16 +112,11 @@ def frozen_weights(config: Config, workdir: Path) -> dict:
     if frozen:
         return frozen
     frozen = {"siglip": teacher_weights(config, workdir)}
-    if _needs_lpips(config):
+    if needs_lpips(config):
         frozen["lpips"] = load_lpips(config.loss.lpips_path)
     elif config.model.reconstructs and config.loss.perceives:
         log.info("no LPIPS weights: the perceptual term is the distance of the teacher's first hidden states")
     return frozen
-
-
-def _needs_lpips(config: Config) -> bool:
-    loss = config.loss
-    return config.model.reconstructs and loss.perceives and loss.perceptual_network == "lpips"
 
 
 def earlier_stage(config: Config) -> dict:

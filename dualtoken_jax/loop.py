@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from dualtoken_jax import sharding
-from dualtoken_jax.checkpoint import Checkpoints, claim_workdir, save_frozen
+from dualtoken_jax.checkpoint import CheckpointError, Checkpoints, claim_workdir, save_frozen
 from dualtoken_jax.config import Config
 from dualtoken_jax.data.dataset import TrainingData, open_training
 from dualtoken_jax.data.pipeline import Batches, batches
@@ -25,7 +25,7 @@ from dualtoken_jax.evaluation.reconstruction import Samples, grid, sample
 from dualtoken_jax.guards import Guards
 from dualtoken_jax.metric_writer import MetricWriter
 from dualtoken_jax.progress import Progress
-from dualtoken_jax.saver import Saver
+from dualtoken_jax.saver import NonFiniteState, Saver
 from dualtoken_jax.tasks import make_task
 from dualtoken_jax.tasks.state import TrainState
 from dualtoken_jax.text_tokenizer_copy import keep_text_tokenizer
@@ -51,19 +51,20 @@ def run(config: Config, workdir: Path, frozen: dict | None = None, begin: dict |
     """
     workdir, train = Path(workdir), config.train
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(train.batch_size, mesh)
+    sharding.check_batch(train.batch_size, train.accumulate, mesh)
     claim_workdir(config, workdir)
     with jax.set_mesh(mesh), Guards(workdir, train) as guards:
-        config = keep_text_tokenizer(config, workdir)
-        if frozen:
-            save_frozen(workdir, frozen)
+        with guards.busy("save"):
+            config = keep_text_tokenizer(config, workdir)
+            if frozen:
+                save_frozen(workdir, frozen)
         position = None
         for _ in range(train.max_rollbacks + 1):
             try:
                 return _train(config, workdir, mesh, guards, (frozen or {}, begin or {}), position)
             except _RolledBack as error:
                 why, position = error, error.position
-                log.error("%s. Going back to the newest checkpoint, and on at example %d", why, position)
+                log.error("%s. The newest checkpoint is good; examples up to number %d are passed over", why, position)
     raise NonFiniteError(f"{why}, and so it was after going back {train.max_rollbacks} times (train.max_rollbacks)")
 
 
@@ -90,9 +91,8 @@ def _train(
     guards.clock.resumed(step)
     data, writer = host_batches(training, config, mesh, position), MetricWriter(workdir, step)
     progress = Progress(config, step, writer, guards.clock, data.bad)
-    # The state keeps its placement; left to the compiler it may move, and the second step compiles again.
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    train_step = jax.jit(partial(counted_step, task), donate_argnums=0, out_shardings=(places, None))
+    train_step = jit_step(task, places)
     try:
         while True:
             if _due(step, train.evaluate_every, train.steps):
@@ -102,10 +102,10 @@ def _train(
             stopping = guards.stop.due()
             done = step >= train.steps or stopping
             if done or saver.due(step):
-                saver.save(state, training.state(position), last=done)
+                _save(saver, state, training.state(position), done)
             if done:
                 break
-            with guards.busy("data"):
+            with guards.busy("data", rescue=partial(saver.rescue, state, training.state(position))):
                 rows = next(data)
             with guards.busy("transfer"):
                 batch = sharding.to_global(rows, mesh)
@@ -116,13 +116,27 @@ def _train(
             _check(progress.update(step, metrics), config, position)
             guards.stepped(step)
         _check(progress.finish(), config, position)
+    except jax.errors.JaxRuntimeError:
+        raise  # somebody has died, and whoever waits for a save waits for the dead
+    except BaseException:
+        with contextlib.suppress(CheckpointError):  # the first error is the one to tell
+            checkpoints.close()
+        raise
     finally:
         data.close()
         writer.close()
+    with guards.busy("save"):
         checkpoints.close()
     if stopping or guards.stop.requested:  # also while the last step was saved
         raise Interrupted(f"stopped after step {step} of {train.steps}; saved in {workdir}, the same command resumes")
     return state
+
+
+def _save(saver: Saver, state: TrainState, data: dict, last: bool) -> None:
+    try:
+        saver.save(state, data, last)
+    except NonFiniteState as error:
+        raise _RolledBack(str(error), data["position"]) from error
 
 
 def _evaluate_unless_stopped(task, state, config: Config, mesh: Mesh, writer: MetricWriter, guards: Guards) -> None:
@@ -136,6 +150,12 @@ def counted_step(task, state: TrainState, batch: dict[str, jax.Array]) -> tuple[
     """The task's step, with the skip counters among its metrics."""
     state, metrics = task.train_step(state, batch)
     return state, metrics | {"consecutive_skips": state.consecutive_skips, "total_skips": state.total_skips}
+
+
+def jit_step(task, places: TrainState):
+    """The compiled form of `counted_step` for a state with these shardings, which it takes and gives back."""
+    # The state keeps its placement; left to the compiler it may move, and the second step compiles again.
+    return jax.jit(partial(counted_step, task), donate_argnums=0, out_shardings=(places, None))
 
 
 def start_state(

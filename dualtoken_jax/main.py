@@ -4,6 +4,7 @@ Trains, evaluates and reports; started again on the same workdir it resumes. Exi
 """
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -31,18 +32,35 @@ def main(argv: list[str]) -> None:
     distributed.join()
     try:
         config = check(config_lib.from_dict(_CONFIG.value))
-        job.run(config, Path(_WORKDIR.value or f"runs/{config.name}"))
+        workdir = _WORKDIR.value or f"runs/{config.name}"
+        if "://" in workdir:
+            raise config_lib.ConfigError(
+                f"workdir {workdir} is a URL: mount the bucket and give a folder (launch/README.md)"
+            )
+        job.run(config, Path(workdir))
     except job.RESTARTABLE as reason:
         print(reason, file=sys.stderr)
-        sys.exit(exit_codes.RESTART)
+        _leave(exit_codes.RESTART)
     except job.EXPECTED_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(exit_codes.FAILED)
-    except jax.errors.JaxRuntimeError:
+        _leave(exit_codes.FAILED)
+    except Exception as error:
         if jax.process_count() == 1:
             raise
-        logging.exception("a step failed, most likely because another process has died")
-        sys.exit(exit_codes.RESTART)
+        logging.exception("this process cannot go on")
+        # A step fails on everybody when somebody has died.
+        _leave(exit_codes.RESTART if isinstance(error, jax.errors.JaxRuntimeError) else exit_codes.FAILED)
+
+
+def _leave(code: int) -> None:
+    """Ends the process. An ordinary end waits for the other processes, which may wait for this one in a step."""
+    import jax
+
+    if jax.process_count() > 1:
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ The method names are those of clu's MetricWriter. clu's own writers import Tenso
 """
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import jax
 import numpy as np
 from tensorboardX import SummaryWriter
+
+log = logging.getLogger("dualtoken_jax")
 
 
 class MetricWriter:
@@ -35,8 +38,11 @@ class MetricWriter:
         """One value per name."""
         if self._tensorboard is None:
             return
-        with self._file.open("a") as file:
-            file.write(json.dumps({"step": step, **scalars}) + "\n")
+        try:
+            with self._file.open("a") as file:
+                file.write(json.dumps({"step": step, **scalars}) + "\n")
+        except OSError as error:  # storage that fails for a while must not end the training
+            log.warning("the metrics of step %d are lost: %s", step, error)
         for name, value in scalars.items():
             self._tensorboard.add_scalar(name, value, step)
 

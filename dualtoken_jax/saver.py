@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import numpy as np
@@ -46,10 +47,11 @@ class Saver:
         with self._guards.busy("save"):
             if not self._finite(state.replace(frozen={})):
                 raise NonFiniteState(f"step {int(state.step)}: the state is not finite and is not saved")
-            self._try(lambda: self._checkpoints.save(state, data))
-            while last and not self._try(self._checkpoints.wait):
+            write = partial(self._checkpoints.save, state, data)
+            started = self._try(write)
+            while last and not (started and self._try(self._checkpoints.wait)):
                 time.sleep(_PAUSE)
-                self._try(lambda: self._checkpoints.save(state, data))
+                started = self._try(write)
 
     def rescue(self, state: TrainState, data: dict) -> None:
         """Saves from another thread while the loop is deaf; raises where that fails."""

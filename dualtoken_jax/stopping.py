@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C as a request to stop at the next opportunity, and a way out where there is none."""
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -14,27 +15,28 @@ from dualtoken_jax import exit_codes
 
 log = logging.getLogger("dualtoken_jax")
 
+_moments = itertools.count(1)  # of the process: JAX compares them with those of the other processes
 GRACE = 4.0  # seconds for the loop to notice by itself; spot machines are gone about 15 s after the notice
 
 
 class StopRequest:
-    """While open, the first signal requests a stop and the second one interrupts at once.
+    """While open, the first signal requests a stop, and a second Ctrl-C interrupts at once.
 
-    With several processes all must stop at the same moment: JAX's own sync point, which listens to SIGTERM, decides.
-    Inside a compilation Python runs no signal handler, for minutes perhaps. There a thread sees the signal (the
-    interpreter writes to a pipe at once), does what `rescue` says and ends the process.
+    With several processes all must stop at the same moment: JAX's own sync point, which listens to SIGTERM, decides; no
+    process can leave by itself, so that a notice during a compilation waits for its end. A process that is alone has
+    a way out: inside a compilation Python runs no signal handler, for minutes perhaps, but a thread sees the signal
+    (the interpreter writes to a pipe at once), does what `rescue` says and ends the process.
     """
 
     def __init__(self):
-        self.requested, self._previous, self._moments = False, {}, 0
+        self.requested, self._previous = False, {}
         self._rescue: Callable[[], None] | None = None
         self._noticed = threading.Event()
 
     def due(self) -> bool:
         """Whether to stop now; the same on every process, which must ask at the same moments."""
-        self._moments += 1
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(self._moments)
+        if jax.process_count() > 1:  # the sync point is one moment, and whoever asks there need not be who acts on it
+            self.requested = self.requested or multihost_utils.reached_preemption_sync_point(next(_moments))
         if self.requested:
             self._noticed.set()
         return self.requested
@@ -66,7 +68,7 @@ class StopRequest:
             os.close(self._write)
 
     def _on_signal(self, number, frame):
-        if self.requested:
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
         log.warning("%s: saving at the next step, then stopping", signal.Signals(number).name)

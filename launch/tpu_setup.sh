@@ -44,8 +44,8 @@ install_python() { # the images' own Python is older than 3.11
   install_uv
   rm -rf "$home/venv"
   retry uv venv --quiet --python 3.12 "$home/venv"
-  # jax[tpu] takes its version from the requirements; gcsfs reads data from gs://.
-  retry uv pip install --quiet --python "$home/venv/bin/python" -r "$home/code/requirements.txt" 'jax[tpu]' gcsfs
+  # jax[tpu] takes its version from the requirements.
+  retry uv pip install --quiet --python "$home/venv/bin/python" -r "$home/code/requirements.txt" 'jax[tpu]'
   echo "$made_for" >"$home/venv/made_for"
 }
 

@@ -181,7 +181,9 @@ def main(count: int, seed: int) -> None:
             raise RuntimeError(f"input {number} of seed {seed}, {len(data)} bytes: {data[:80]!r}…") from error
         slowest = max(slowest, time.perf_counter() - since)
     faulthandler.cancel_dump_traceback_later()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not ru_maxrss, which a process inherits from the one that started it.
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    peak = int(status["VmHWM"].split()[0]) / 1024
     seconds = time.perf_counter() - begin
     print(json.dumps({"outcomes": outcomes, "slowest_s": slowest, "peak_mib": peak, "seconds": seconds}))
 

@@ -1,6 +1,9 @@
 """The benchmark of the data path measures what it says; how fast anything is, no test asserts."""
 
 import json
+import multiprocessing
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,11 +43,34 @@ def test_the_decoder_counts_pictures_of_all_threads(pictures, monkeypatch):
 
 
 def test_the_warm_up_is_not_counted(monkeypatch):
-    clock = iter([10.0, 14.0])
+    clock, used = iter([10.0, 14.0]), iter([1.0, 1.5])
     monkeypatch.setattr(loader.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(loader, "cpu_seconds", lambda: next(used))
     stream = iter(range(100))
-    assert loader.rate(stream, batch_size=8, count=5) == 8 * 5 / 4
+    found = loader.rate(stream, batch_size=8, count=5)
+    assert found == {"pictures_per_second": 8 * 5 / 4, "cpu_ms_per_picture": 500 / 40}
     assert next(stream) == loader.WARM_UP + 5
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads worker processes' times where Linux lists them")
+def of_workers():
+    """Seconds beyond this process's own."""
+    own = time.process_time()  # first, or what this very function takes would be missing
+    return loader.cpu_seconds() - own
+
+
+def test_the_time_of_worker_processes_counts():
+    before = loader.cpu_seconds()
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    worker.start()
+    try:
+        deadline = time.monotonic() + 60
+        while (spent := of_workers()) < 0.01 and time.monotonic() < deadline:
+            time.sleep(0.05)  # starting Python takes CPU time
+        assert spent >= 0.01 and loader.cpu_seconds() > before
+    finally:
+        worker.kill()
+        worker.join()
 
 
 def test_growth_is_a_line_through_the_second_half():
@@ -82,7 +108,8 @@ def test_requests_are_counted_where_the_source_counts(pictures):
 def test_the_command_writes_what_it_prints(pictures, tmp_path, monkeypatch, capsys):
     def turn(arguments):
         name = "torch" if "peer" in arguments[0] else arguments[-1].partition("=")[2]
-        return {"pictures_per_second": {"torch": 100.0, "exact": 150.0, "fast": 300.0}[name]}
+        rate = {"torch": 100.0, "exact": 150.0, "fast": 300.0}[name]
+        return {"pictures_per_second": rate, "cpu_ms_per_picture": 1000 / rate}
 
     monkeypatch.setattr(command, "_run", turn)
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda _: True)
@@ -91,9 +118,12 @@ def test_the_command_writes_what_it_prints(pictures, tmp_path, monkeypatch, caps
     record = json.loads(file.read_text())
     assert record["pictures"] == 7 and record["machine"]["cores"] >= 1
     assert set(record["decoder"]) == {f"{how}_{n}_threads" for how in ("exact", "fast") for n in (1, 2)}
-    loaders = record["loaders"]
-    assert loaders["fast_over_torch_uint8"] == 3 and loaders["exact_over_torch_normalised"] == 1.5
-    assert loaders["turns"]["exact"] == [150.0, 150.0]
+    for figure in ("pictures_per_second", "cpu_ms_per_picture"):
+        loaders = record["loaders"][figure]
+        assert loaders["fast_over_torch_uint8"] == pytest.approx(3) and loaders[
+            "exact_over_torch_normalised"
+        ] == pytest.approx(1.5)
+    assert record["loaders"]["pictures_per_second"]["turns"]["exact"] == [150.0, 150.0]
     assert "fast_over_torch_uint8: 3" in capsys.readouterr().out
 
 
@@ -103,9 +133,9 @@ def test_a_prepared_dataset_has_no_peer_and_counts_requests(pictures, tmp_path, 
     command.main([f"--folder={tmp_path}", "--loader_only", "--resolution=16", "--batch_size=7", "--batches=3"])
     found = json.loads(capsys.readouterr().out)
     assert 0 < found["requests_per_picture"] < 3 and found["bad_pictures"] == {"not-an-image": found["steps"]}
-    monkeypatch.setattr(command, "_run", lambda arguments: {"pictures_per_second": 1.0})
+    monkeypatch.setattr(command, "_run", lambda arguments: {"pictures_per_second": 1.0, "cpu_ms_per_picture": 1.0})
     flags = command._parser().parse_args([f"--folder={tmp_path}", "--seconds=0.01", "--resolution=16"])
-    assert set(command._with_folder(flags)["loaders"]["turns"]) == {"exact", "fast"}
+    assert set(command._with_folder(flags)["loaders"]["pictures_per_second"]["turns"]) == {"exact", "fast"}
 
 
 def test_a_process_that_fails_is_told_of(tmp_path):

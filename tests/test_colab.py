@@ -17,6 +17,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow  # about a minute and a half of CPU, most of it compilation
 def test_notebook_trains_shows_and_exports(tmp_path, monkeypatch):
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     pytest.importorskip("ipykernel")

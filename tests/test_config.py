@@ -6,6 +6,8 @@ from pathlib import Path
 
 import jax
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from configs import demo
 from configs import tokenizer as recipes
@@ -15,6 +17,7 @@ from dualtoken_jax.config_checks import check
 from dualtoken_jax.models import init_params
 from dualtoken_jax.models.siglip import TextTower
 from dualtoken_jax.optimizer import trainable, update_scales
+from dualtoken_jax.sharding import MeshConfig
 from dualtoken_jax.tasks import make_task
 
 NAMES = [*recipes.RECIPES, *demo.ABLATIONS]
@@ -169,3 +172,16 @@ def test_teacher_follows_the_tokenizer():
     teacher = config_lib.teacher_config(config)
     assert teacher.task == "contrastive" and teacher.model.siglip == config.model.siglip
     assert check(teacher) == teacher
+
+
+def test_what_may_be_none_can_be_set_to_it_and_back_on_the_command_line():
+    values = flags.FlagValues()
+    settings = to_config_dict(recipes.recipe("demo"))
+    named = ["mesh.data=1", "mesh.fsdp=None", "model.pixel.restart_threshold=None", "train.evaluate_every=5"]
+    arguments = ["program", *(f"--config.{setting}" for setting in named)]
+    config_flags.DEFINE_config_dict("config", settings, flag_values=values, sys_argv=arguments)
+    values(arguments)
+    config = from_dict(values.config)
+    assert config.mesh == MeshConfig(data=1, fsdp=None, tensor=1)
+    assert (config.model.pixel.restart_threshold, config.train.evaluate_every) == (None, 5)
+    assert config.model.semantic.restart_threshold == 1.0

@@ -153,7 +153,7 @@ def assert_the_same_everywhere(laion, folder, steps, hosts, workers, resumes):
         shuffle_block=8, shuffle_window=4,
     )  # fmt: skip
     whole = global_batches(data, steps, Reading(threads=0))
-    assert len({row for step in whole for row in step}) > 0.9 * 16 * steps  # crops differ from epoch to epoch
+    assert len({row for step in whole for row in step}) > 200  # of 162 examples: crops differ from epoch to epoch
     for count in hosts:
         assert global_batches(data, steps, Reading(threads=1), hosts=count) == whole
     for count in workers:

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from dualtoken_jax import goodput, loop, saver, stragglers
+from dualtoken_jax import goodput, loop, saver, stopping, stragglers
 from dualtoken_jax.checkpoint import CheckpointError, Checkpoints
 from dualtoken_jax.config import ConfigError
+from dualtoken_jax.metric_writer import MetricWriter
 from dualtoken_jax.workdir_lock import WorkdirLock
 
 ROOT = Path(__file__).parents[1]
@@ -191,7 +192,7 @@ def test_after_repeated_skips_it_goes_back_and_on_behind_the_data(tmp_path, monk
     _, data = Checkpoints(tmp_path).restore(jax.tree.map(_like, state))
     # Steps 7, 8 and 9 are skipped; back at step 4 (8 is saved too, with two skips behind it), then on behind them.
     assert data["position"] > 12 * 16 and data["position"] % 16 == 0
-    assert "Going back to the newest checkpoint, and on at example" in caplog.text
+    assert "The newest checkpoint is good; examples up to number" in caplog.text
 
 
 def _like(leaf):
@@ -260,3 +261,34 @@ def test_guards_leave_no_thread_behind(tmp_path):
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [thread for thread in threading.enumerate() if thread.name in ("signals", "watchdog", "data")]
+
+
+def test_a_last_save_that_fails_is_done_again(tmp_path, monkeypatch):
+    real, asked = Checkpoints.save, []
+
+    def fails_once(self, state, data):
+        asked.append(int(state.step))
+        if asked.count(2) == 1 and asked[-1] == 2:
+            raise CheckpointError("no space left on device")
+        real(self, state, data)
+
+    monkeypatch.setattr(Checkpoints, "save", fails_once)
+    monkeypatch.setattr(saver, "_PAUSE", 0.0)
+    loop.run(contrastive_config(steps=2), tmp_path)
+    assert asked == [2, 2] and Checkpoints(tmp_path, read_only=True).latest == 2
+
+
+def test_metrics_that_cannot_be_written_do_not_end_the_run(tmp_path, caplog):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    writer = MetricWriter(tmp_path)
+    writer.write_scalars(1, {"loss": 1.0})
+    writer.close()
+    assert "the metrics of step 1 are lost" in caplog.text
+
+
+def test_a_notice_among_several_processes_is_not_forgotten(monkeypatch):
+    answers = iter([False, True, False, False])
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(stopping.multihost_utils, "reached_preemption_sync_point", lambda moment: next(answers))
+    with stopping.StopRequest() as stop:
+        assert [stop.due() for _ in range(4)] == [False, True, True, True]

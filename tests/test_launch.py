@@ -1,6 +1,7 @@
 """launch/: what the scripts would run, and how they behave with a cloud, a queue and a training that fail.
 
 The cloud and the queue are the programs in tests/launch_fakes; the processes, their signals and exit codes are real.
+The cloud's workers get the last commit, as real ones would: a change to tpu_worker.sh counts once it is committed.
 """
 
 import os
@@ -33,7 +34,7 @@ def place(tmp_path):
 def environment(place: Path) -> dict[str, str]:
     fakes = {"FAKE_CLOUD": str(place / "cloud"), "FAKE_PLAN": str(place / "plan"), "RETRY_SECONDS": "0"}
     path = f"{FAKES}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return os.environ | fakes | {"PATH": path, "HOME": str(place)}
+    return os.environ | fakes | {"PATH": path}
 
 
 def start(place: Path, *command, **more) -> subprocess.Popen:
@@ -44,7 +45,10 @@ def start(place: Path, *command, **more) -> subprocess.Popen:
 def run(place: Path, *command, **more) -> tuple[int, str]:
     """Exit code and output."""
     process = start(place, *command, **more)
-    output = process.communicate(timeout=60)[0]
+    try:
+        output = process.communicate(timeout=120)[0]
+    finally:  # babysit would go on for ever
+        process.kill()
     return process.returncode, output
 
 
@@ -161,6 +165,28 @@ def test_every_command_twice_is_once(place):
     for _ in range(2):
         assert tpu_vm(place, "delete")[0] == 0
     assert cloud_calls(place) == ["create", "delete"] and starts(place) == ["0.1", "1.1"]
+
+
+def test_worker_knows_a_training_that_left_no_exit_code(place):
+    home = place / "home"
+    (home / "dualtoken" / "code").mkdir(parents=True)
+    (home / "dualtoken" / "venv" / "bin").mkdir(parents=True)
+    (home / "dualtoken" / "venv" / "bin" / "python").symlink_to(FAKES / "python")
+    env = environment(place) | {"HOME": str(home), "JAX_PROCESS_ID": "0"}
+
+    def worker(action: str) -> str:
+        return run(place, "launch/tpu_worker.sh", action, "my-run", env=env)[1].removeprefix("dualtoken-worker my-run ")
+
+    assert worker("status") == "absent\n"
+    plan(place, p0_1="hang")
+    assert worker("start") == "running\n"
+    wait_for(lambda: (place / "plan" / "0.hangs").exists())
+    wrapper = (home / "dualtoken" / "runs" / "my-run" / "pid").read_text().strip()
+    subprocess.run(["bash", "-c", f"kill -STOP {wrapper}; pkill -KILL -P {wrapper}; kill -KILL {wrapper}"], check=True)
+    wait_for(lambda: worker("status") != "running\n")
+    assert worker("status") == "exited 137\n"
+    assert worker("start") in ("running\n", "exited 0\n")
+    wait_for(lambda: worker("status") == "exited 0\n")
 
 
 def wait_for(condition) -> None:

@@ -156,10 +156,10 @@ def test_storage_that_fails_for_a_while_loses_nothing(monkeypatch, caplog):
     monkeypatch.setattr(reader.time, "sleep", waited.append)
     files = [png(value) for value in range(60)]
     with caplog.at_level(logging.WARNING):
-        found, iterator = train(Failing(files, failures=40), 3, threads=0)
+        found, iterator = train(Failing(files, failures=14), 3, threads=0)
     assert_same(found, train(Listed(files), 3)[0])
     assert iterator.bad.total == 0
-    assert len(waited) == 5 and waited == sorted(waited)  # 40 failures are 4 rounds of 1 + 8, and 1 + 3 of a fifth
+    assert len(waited) == 4 and waited == sorted(waited)  # all, the first, the last: 3 failures a round
     assert "the storage does not answer" in caplog.text
 
 

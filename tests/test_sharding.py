@@ -19,8 +19,8 @@ from dualtoken_jax.tasks.state import normalise
 
 ROWS = 16
 TOLERANCE = 1e-5
-SHAPES = [(2, 2, 2), (8, 1, 1)]
-SHAPES += [pytest.param(shape, marks=pytest.mark.slow) for shape in ((1, 8, 1), (4, 2, 1), (1, 1, 8), (1, 2, 4))]
+SHAPES = [(2, 2, 2)]
+SHAPES += [pytest.param(s, marks=pytest.mark.slow) for s in ((8, 1, 1), (1, 8, 1), (4, 2, 1), (1, 1, 8), (1, 2, 4))]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,7 +30,7 @@ def tiny_arrays_are_split():
         yield
 
 
-def _config():
+def smooth_config():
     config = tiny_config()
     # With a large epsilon an update is as smooth as its gradient; Adam's own turns rounding in a gradient that is zero
     # (a key's bias) into whole steps.
@@ -44,26 +44,38 @@ def _config():
     )
 
 
+def random_teacher(config) -> dict:
+    """Frozen weights that need no training."""
+    teacher, rng = make_task(teacher_config(config)), np.random.default_rng(5)
+    shapes = jax.eval_shape(teacher.init_state, jax.random.key(0), {}).params
+    return {"siglip": jax.tree.map(lambda leaf: (rng.normal(size=leaf.shape) * 0.1).astype(np.float32), shapes)}
+
+
 def _batch(seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {
         "image": rng.integers(0, 256, (ROWS, 16, 16, 3), dtype=np.uint8),
-        "text": rng.integers(0, 300, (ROWS, 24), dtype=np.int32),
+        "text": rng.integers(0, 300, (ROWS, 20), dtype=np.int32),
         "weight": np.ones(ROWS, np.float32),
     }
 
 
-def _mesh(*shape: int):
+def mesh_of(*shape: int):
     devices = jax.devices()[: np.prod(shape)]
     return jax.make_mesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def _two_steps(task, state, mesh):
-    """The state after two steps, the second of which meets dead and living codes; metrics and codes of each."""
+def two_steps(task, state, mesh, change=lambda seed: {}):
+    """The state after two steps, the second of which meets dead and living codes; metrics and codes of each.
+
+    `change(seed)` replaces fields of a batch.
+    """
 
     def step(state, batch):
-        outputs, _ = forward(bind(task.graphdef, state.params), state.codebooks, normalise(batch["image"]))
-        codes = {branch: quantized.codes for branch, quantized in outputs.quantized.items()}
+        codes = {}
+        if task.config.task == "tokenizer":
+            outputs, _ = forward(bind(task.graphdef, state.params), state.codebooks, normalise(batch["image"]))
+            codes = {branch: quantized.codes for branch, quantized in outputs.quantized.items()}
         return *task.train_step(state, batch), codes
 
     with jax.set_mesh(mesh):
@@ -71,33 +83,25 @@ def _two_steps(task, state, mesh):
         state, step = jax.device_put(state, places), jax.jit(step, out_shardings=(places, None, None))
         history = []
         for seed in (0, 1):
-            state, metrics, codes = step(state, sharding.to_global(_batch(seed), mesh))
+            state, metrics, codes = step(state, sharding.to_global(_batch(seed) | change(seed), mesh))
             history.append(jax.device_get((metrics, codes)))
     return state, history
 
 
 @pytest.fixture(scope="module")
 def start():
-    task = make_task(_config())
-    vision = jax.eval_shape(task.init_state, jax.random.key(0), _teacher_shapes(task)).frozen["siglip"]
-    rng = np.random.default_rng(5)
-    draw = lambda leaf: (rng.normal(size=leaf.shape) * 0.1).astype(np.float32)  # noqa: E731
-    frozen = {"siglip": jax.tree.map(draw, vision)}
+    task = make_task(smooth_config())
+    frozen = random_teacher(task.config)
     return task, jax.device_get(jax.jit(task.init_state)(jax.random.key(0), frozen))
-
-
-def _teacher_shapes(task):
-    teacher = make_task(teacher_config(task.config))
-    return {"siglip": jax.eval_shape(teacher.init_state, jax.random.key(0), {}).params}
 
 
 @pytest.fixture(scope="module")
 def alone(start):
-    state, history = _two_steps(*start, _mesh(1, 1, 1))
+    state, history = two_steps(*start, mesh_of(1, 1, 1))
     return jax.device_get(state), history
 
 
-def _assert_close(found, expected, name: str) -> None:
+def assert_close(found, expected, name: str) -> None:
     """‖a − b‖ ≤ TOLERANCE ‖b‖ for every leaf; one of less than a hundredth of the tree's norm is held to that."""
     norm = np.sqrt(sum(float((np.asarray(leaf, np.float64) ** 2).sum()) for leaf in jax.tree.leaves(expected)))
     leaves = jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(found)
@@ -106,16 +110,16 @@ def _assert_close(found, expected, name: str) -> None:
         assert error < TOLERANCE, f"{name}{jax.tree_util.keystr(path)}: {error:.1e}"
 
 
-def _gradients(state) -> dict:
-    """The decayed sums of gradients that both optimizers keep."""
-    both = {name: getattr(state, name) for name in ("optimizer", "discriminator_optimizer")}
+def gradients(state) -> dict:
+    """The decayed sums of gradients that the optimizers keep."""
+    both = {name: getattr(state, name) for name in ("optimizer", "discriminator_optimizer") if getattr(state, name)}
     return {n: optax.tree_utils.tree_get(optimizer, "mu") for n, optimizer in both.items()}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_sharded_equals_unsharded(shape, start, alone):
-    mesh = _mesh(*shape)
-    state, history = _two_steps(*start, mesh)
+    mesh = mesh_of(*shape)
+    state, history = two_steps(*start, mesh)
     split = {axis for leaf in jax.tree.leaves(state) for axis in jax.tree.leaves(tuple(leaf.sharding.spec)) if axis}
     assert split == {axis for axis in ("fsdp", "tensor") if mesh.shape[axis] > 1}
 
@@ -124,9 +128,9 @@ def test_sharded_equals_unsharded(shape, start, alone):
         jax.tree.map(np.testing.assert_array_equal, codes, expected_codes)
         for name, value in expected_metrics.items():
             np.testing.assert_allclose(metrics[name], value, rtol=TOLERANCE, err_msg=name)
-    _assert_close(_gradients(state), _gradients(expected), "gradients")
+    assert_close(gradients(state), gradients(expected), "gradients")
     for name in ("params", "ema", "codebooks", "discriminator"):
-        _assert_close(getattr(state, name), getattr(expected, name), name)
+        assert_close(getattr(state, name), getattr(expected, name), name)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +156,7 @@ def test_axes_that_do_not_make_up_the_devices_are_refused(config):
 
 
 def test_matrices_are_split_as_megatron_does_and_stacks_never_along_their_layers():
-    mesh = _mesh(2, 2, 2)
+    mesh = mesh_of(2, 2, 2)
     shapes = {
         "layers": {"query": {"kernel": (2, 32, 32)}, "out": {"kernel": (2, 32, 32)}, "norm": {"scale": (64, 8)}},
         "fc1": {"kernel": (32, 128)},

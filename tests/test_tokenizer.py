@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
+from optax.tree_utils import tree_get
 
 from configs import demo
 from configs import tokenizer as recipes
@@ -252,13 +253,45 @@ def test_a_non_finite_step_changes_no_weight_moment_or_codebook():
     assert (int(recovered.consecutive_skips), int(recovered.total_skips)) == (0, 1)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_remat_changes_no_result(remat):
+@pytest.fixture(scope="module")
+def plain():
+    return _step(tiny_config())
+
+
+def _other_tower(**settings):
     config = tiny_config()
-    siglip = dataclasses.replace(config.model.siglip, remat=remat)
-    other = dataclasses.replace(config, model=dataclasses.replace(config.model, siglip=siglip))
-    (_, _, plain), (_, _, remade) = _step(config), _step(other)
-    np.testing.assert_allclose(plain["gradient_norm"], remade["gradient_norm"], rtol=1e-5)
+    siglip = dataclasses.replace(config.model.siglip, **settings)
+    return _step(dataclasses.replace(config, model=dataclasses.replace(config.model, siglip=siglip)))
+
+
+@pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.slow), "full"])
+def test_remat_changes_no_result(remat, plain):
+    _, expected, expected_metrics = plain
+    _, found, metrics = _other_tower(remat=remat)
+    for name, value in expected_metrics.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+    first, other = (tree_get(state.optimizer, "mu") for state in (expected, found))  # the gradients, scaled
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(first))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * largest), first, other)
+
+
+def test_bfloat16_computes_near_float32_and_keeps_parameters_and_quantizers_in_it(plain):
+    _, _, expected = plain
+    old, new, metrics = _other_tower(dtype="bfloat16")
+    floats = [leaf for leaf in jax.tree.leaves(new) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert {leaf.dtype for leaf in floats} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=0.02)
+    assert metrics["loss"] != expected["loss"]
+
+    config = tiny_config()
+    siglip = dataclasses.replace(config.model.siglip, dtype="bfloat16")
+    model = dataclasses.replace(config.model, siglip=siglip)
+    task = make_task(dataclasses.replace(config, model=model))
+    look = lambda state, images: forward(bind(task.graphdef, state.params), state.codebooks, images)[0]  # noqa: E731
+    outputs = jax.eval_shape(look, old, jnp.zeros((ROWS, 16, 16, 3)))
+    assert outputs.hidden.dtype == jnp.bfloat16 and outputs.reconstruction.dtype == jnp.float32
+    for quantized in outputs.quantized.values():
+        assert {quantized.output.dtype, quantized.assigned.dtype, quantized.commitment.dtype} == {jnp.dtype("float32")}
 
 
 def test_ema_follows_the_weights():

@@ -1,5 +1,7 @@
 """Records of ArrayRecord files by number, through a bounded number of open readers."""
 
+from pathlib import Path
+
 from array_record.python.array_record_module import ArrayRecordReader
 
 from dualtoken_jax.data.cache import Cache
@@ -27,8 +29,12 @@ class ArrayRecords:
         try:
             found = reader.read(positions)
         except RuntimeError as error:
+            self._readers.forget(path)  # it stays broken, whatever the file does
             if len(positions) > 1:  # one by one, to lose only what is lost
                 return [self.read(path, [position], records)[0] for position in positions]
+            if not is_remote(path):
+                with Path(path).open("rb") as file:  # OSError where it is the storage that fails
+                    file.read(1)
             return [BadImage("damaged-record", str(error), f"{path}/{positions[0]}")]
         for record in found:
             self._traffic.add(len(record))

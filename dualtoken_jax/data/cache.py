@@ -40,17 +40,26 @@ class Cache:
             self._fill(key, future, make)
         return future.result()
 
+    def forget(self, key: Hashable) -> None:
+        """Lets go of one value, which is made anew when it is asked for again."""
+        with self._lock:
+            if key in self._sizes:
+                del self._kept[key]
+                self._total -= self._sizes.pop(key)
+
     def _fill(self, key: Hashable, future: Future, make: Callable[[], Any]) -> None:
         try:
             value = make()
         except BaseException as error:
             with self._lock:
-                self._kept.pop(key, None)  # to be tried again by the next who asks
+                if self._kept.get(key) is future:
+                    del self._kept[key]  # to be tried again by the next who asks
             future.set_exception(error)
             return
         future.set_result(value)
         with self._lock:
             if self._kept.get(key) is future:  # unless it was cleared meanwhile
+                self._kept.move_to_end(key)  # others were asked for while this one was made
                 self._sizes[key] = self._size_of(value)
                 self._total += self._sizes[key]
             self._evict()

@@ -47,7 +47,8 @@ class DataConfig:
     # like; every host reads all of a window and keeps it. 1 shuffles the whole epoch and reads what it needs.
     shuffle_block: int = 1
     shuffle_window: int = 64
-    decoding: Decoding = "exact"  # torchvision's pixels, or faster ones that differ by about one in 255 (images.py)
+    # Of training: torchvision's pixels, or faster ones that differ by about one in 255 (images.py)
+    decoding: Decoding = "exact"
     reading: Reading = Reading()
     scenes: ScenesConfig = ScenesConfig()
 

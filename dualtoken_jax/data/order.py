@@ -67,6 +67,8 @@ class Order:
     def fingerprint(self) -> dict[str, int | list[int]]:
         """What, beside the sources themselves, decides which example stands where; fit for JSON."""
         fields = dataclasses.asdict(self) | {"sizes": list(self.sizes), "weights": list(self.weights)}
+        if self.block == 1:
+            del fields["window"]  # it changes nothing then
         return {"order version": VERSION, **fields}
 
 

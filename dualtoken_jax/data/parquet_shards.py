@@ -36,10 +36,13 @@ def read_layout(storage: Storage, path: str, size: int) -> Layout:
 
     Raises ValueError for a file that is no Parquet or has no column of pictures, OSError where storage fails.
     """
+    file = RangeFile(storage, path, size)
     try:
-        metadata = pq.read_metadata(RangeFile(storage, path, size))
+        metadata = pq.read_metadata(file)
         schema = metadata.schema.to_arrow_schema()
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
+        if file.failure:
+            raise file.failure from error
         raise ValueError(f"{path} is no whole Parquet file: {error}") from error
     image = next((name for name in IMAGES if name in schema.names and _holds_bytes(schema.field(name).type)), None)
     if image is None:
@@ -108,7 +111,9 @@ class ParquetShards:
         try:
             with pq.ParquetFile(source, metadata=layout.metadata, pre_buffer=True) as file:
                 return file.read_row_group(group, columns=columns, use_threads=False)
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:
+            if source.failure:
+                raise source.failure from error
             return BadImage("damaged-record", f"row group {group}: {error}", path)
 
     def close(self) -> None:

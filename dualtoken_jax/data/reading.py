@@ -97,7 +97,8 @@ def _explained(error: Exception) -> Exception:
 def _start_worker(index: int, count: int) -> None:
     """In a worker process: it leaves the accelerator and the decision to stop to the process that started it."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a machine that goes down sends it to every process
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
 
 

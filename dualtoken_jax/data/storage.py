@@ -68,6 +68,14 @@ class Storage:
 
     def _read_local(self, path: str, start: int, length: int) -> bytes:
         handle = self._handles.get(path, lambda: _Handle(path))
+        try:
+            return self._pread(handle, length, start)
+        except OSError:  # a handle from before the server's restart stays stale
+            self._handles.forget(path)
+            raise
+
+    @staticmethod
+    def _pread(handle: _Handle, length: int, start: int) -> bytes:
         data = os.pread(handle.number, length, start)
         while len(data) < length and (more := os.pread(handle.number, length - len(data), start + len(data))):
             data += more  # Linux answers 2 GiB at most, network file systems sometimes less than was asked for
@@ -174,6 +182,7 @@ class RangeFile(io.RawIOBase):
         """Reads nothing."""
         super().__init__()
         self._storage, self._path, self._size, self._position = storage, path, size, 0
+        self.failure: OSError | None = None  # of the storage: libraries raise OSError for damaged contents too
 
     def readable(self) -> bool:
         """As of io.RawIOBase."""
@@ -197,7 +206,11 @@ class RangeFile(io.RawIOBase):
         """As of io.RawIOBase."""
         left = max(self._size - self._position, 0)
         length = left if size is None or size < 0 else min(size, left)
-        data = self._storage.read_exactly(self._path, self._position, length)
+        try:
+            data = self._storage.read_exactly(self._path, self._position, length)
+        except OSError as error:
+            self.failure = error
+            raise
         self._position += len(data)
         return data
 

@@ -71,7 +71,7 @@ def _collect(task, state, source: Source, config: Config, mesh, stopping: Callab
         batch_size=config.train.batch_size,
         limit=config.data.eval_examples,
         rows=sharding.host_rows(config.train.batch_size, mesh),
-        decoding=config.data.decoding,
+        decoding="exact",  # whatever training reads: figures must compare
         reading=config.data.reading,
     )
     rows, sums, codes, images = [], [], {}, []

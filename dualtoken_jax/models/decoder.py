@@ -81,7 +81,7 @@ class GridAttention(nnx.Module):
         y = self.norm(x)
         tokens = lambda t: t.reshape(x.shape[0], -1, 1, x.shape[-1])  # noqa: E731  [B, HW, 1, C]
         y = jax.nn.dot_product_attention(tokens(self.query(y)), tokens(self.key(y)), tokens(self.value(y)))
-        return x + self.out(y.reshape(x.shape))
+        return constrain_batch(x + self.out(y.reshape(x.shape)))
 
 
 class Level(nnx.Module):
@@ -105,7 +105,7 @@ class Level(nnx.Module):
                 x = getattr(self, f"attention{i}")(x)
         if self.upsample is None:
             return x
-        return self.upsample(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))  # nearest
+        return constrain_batch(self.upsample(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)))  # nearest
 
 
 class ConvolutionalDecoder(nnx.Module):
@@ -168,7 +168,7 @@ class TransformerDecoder(nnx.Module):
     def features(self, tokens: jax.Array) -> jax.Array:
         """Input of the last linear map, [B, N, C] → [B, N, width]."""
         x = self.linear_in(tokens.astype(self.dtype)) + self.position_embedding[...].astype(self.dtype)
-        return self.norm_out(self.encoder(x))
+        return self.norm_out(self.encoder(constrain_batch(x)))
 
     def output(self, features: jax.Array) -> jax.Array:
         """Patches put in place, [B, N, width] → [B, H, W, 3] float32."""

@@ -8,6 +8,7 @@ from flax import nnx
 
 from dualtoken_jax.models.convolution import Conv
 from dualtoken_jax.models.group_norm import GroupNorm
+from dualtoken_jax.sharding import constrain_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class DiscriminatorBlock(nnx.Module):
         y = self.conv(self.norm(x, _leaky))
         if x.shape[1:3] != y.shape[1:3]:
             x = jax.image.resize(x, (*y.shape[:3], x.shape[3]), "bilinear", antialias=False)
-        return y + self.shortcut(x)
+        return constrain_batch(y + self.shortcut(x))
 
 
 class Discriminator(nnx.Module):

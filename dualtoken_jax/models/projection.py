@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dualtoken_jax.models.siglip import layer_norm
+from dualtoken_jax.sharding import constrain_batch
 
 Kind = Literal["attention", "linear", "none"]
 
@@ -42,7 +43,7 @@ class AttentionProjection(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.linear(self.norm3(x)) + self._attend(self.norm1(x))
-        return y + self.mlp(self.norm2(y))
+        return constrain_batch(y + self.mlp(self.norm2(y)))
 
 
 class GeGlu(nnx.Module):

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dualtoken_jax.models.nearest import nearest_code
 from dualtoken_jax.sharding import constrain_batch, replicate
@@ -52,6 +53,7 @@ class Quantized(NamedTuple):
     codes: jax.Array  # [..., D] int32
     commitment: jax.Array  # scalar, mean over depths
     residual: jax.Array  # [..., channels], z − ẑ (of the normalised z where codes are); no gradient
+    assigned: jax.Array  # [..., D, E], the vectors that the codebook's update sums up by code; no gradient
 
 
 def init_codebook(config: QuantizerConfig, key: jax.Array) -> Codebook:
@@ -87,6 +89,22 @@ def quantize_and_update(
     return _quantize(codebook, z, config, key)
 
 
+def update_codebook(
+    codebook: Codebook, assigned: jax.Array, codes: jax.Array, config: QuantizerConfig, key: jax.Array
+) -> Codebook:
+    """The update that `quantize_and_update` makes, from the `assigned` and `codes` that `quantize` gave.
+
+    Raises ValueError for `per_depth` of a shared codebook, whose lookups need the updates of the depths before.
+    """
+    if config.codebook_update == "per_depth" and config.shared_codebook:
+        raise ValueError("codebook_update 'per_depth' of a shared codebook is part of the lookup; use 'per_step'")
+    codebook = replicate(jax.lax.stop_gradient(codebook))
+    by_depth = (
+        jnp.moveaxis(x, 1, 0) for x in (assigned.reshape(-1, *assigned.shape[-2:]), codes.reshape(-1, config.depth))
+    )
+    return _update_all(codebook, *by_depth, config, key)
+
+
 def _quantize(codebook, z, config, key):
     codebook = replicate(jax.lax.stop_gradient(codebook))
     z = z.astype(jnp.float32)
@@ -98,16 +116,17 @@ def _quantize(codebook, z, config, key):
         totals = [jnp.concatenate(chosen, axis=-1)]  # its mean square is the mean over the groups
     else:
         totals = list(itertools.accumulate(chosen))
+    if config.codebook_update == "per_step_aliased":
+        # The released code caches views of one buffer that it subtracts from in place.
+        assigned = [assigned[-1] - chosen[-1]] * config.depth
     if key is not None and config.codebook_update != "per_depth":
-        if config.codebook_update == "per_step_aliased":
-            # The released code caches views of one buffer that it subtracts from in place.
-            assigned = [assigned[-1] - chosen[-1]] * config.depth
         updated = _update_all(codebook, jnp.stack(assigned), jnp.stack(codes), config, key)
     totals = [total.reshape(z.shape) for total in totals]
     commitment = jnp.stack([jnp.mean((z - total) ** 2) for total in totals]).mean()
     residual = jax.lax.stop_gradient(totals[-1] - z)
     codes = jnp.stack(codes, axis=-1).reshape(*z.shape[:-1], config.depth)
-    return Quantized(z + residual, codes, commitment, -residual), updated
+    assigned = jnp.stack(assigned, axis=-2).reshape(*codes.shape, config.width)
+    return Quantized(z + residual, codes, commitment, -residual, assigned), updated
 
 
 def _assign(codebook, flat, config, key):
@@ -179,15 +198,25 @@ def _means(embedding, count, total, config):
 
 def _restart_vectors(vectors: jax.Array, codes: int, key: jax.Array) -> jax.Array:
     """`codes` of the vectors [G, N, E] drawn without replacement; tiled with a little noise when there are too few."""
-    vectors = vectors.reshape(-1, vectors.shape[-1])
-    available, width = vectors.shape
+    groups, each, width = vectors.shape
+    available = groups * each
     repeats = -(-codes // available)
     chosen, noise = _draw(key, repeats * available, codes, width)
-    picked = jnp.take(vectors, chosen % available, axis=0)
+    chosen = chosen % available
+    # With rows in front the batch stays split: each device looks for its own, and only what is found is added up.
+    # Groups in front, all vectors of the global batch would be gathered on every device.
+    rows = constrain_batch(jnp.swapaxes(vectors, 0, 1).reshape(available, width))
+    picked = replicate(jnp.take(rows, chosen % each * groups + chosen // each, axis=0))
     return picked if repeats == 1 else picked + noise * 0.01 / width**0.5
 
 
 def _draw(key: jax.Array, available: int, codes: int, width: int) -> tuple[jax.Array, jax.Array]:
-    """The update's only randomness: which vectors [K], and uniform noise [K, E]; the same on every device."""
-    order, noise = jax.random.split(key)
-    return jax.random.permutation(order, available)[:codes], jax.random.uniform(noise, (codes, width))
+    """The update's only randomness: which vectors [K], and uniform noise [K, E]; the same on every device.
+
+    One vector from each of K equal parts, in random order: a permutation of all would sort the global batch on every
+    device. `available` is at least K.
+    """
+    order, place, noise = jax.random.split(key, 3)
+    edges = np.arange(codes + 1, dtype=np.int64) * available // codes
+    places = edges[:-1].astype(np.int32) + jax.random.randint(place, (codes,), 0, np.diff(edges).astype(np.int32))
+    return jax.random.permutation(order, places), jax.random.uniform(noise, (codes, width))

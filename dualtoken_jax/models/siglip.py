@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dualtoken_jax.models import bind
+from dualtoken_jax.paths import names
 from dualtoken_jax.sharding import constrain_batch
 
 Remat = Literal["none", "dots", "full"]
@@ -115,11 +116,17 @@ _REMAT_POLICIES = {
 }
 
 
+def _kernels_as(dtype, params):
+    """Matrices in the type that they are multiplied in: done here, they are gathered over fsdp in half the bytes."""
+    cast = lambda path, leaf: leaf.astype(dtype) if names(path)[-1] == "kernel" else leaf  # noqa: E731
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
 class Encoder(nnx.Module):
     """A stack of blocks; every parameter has a leading layer axis [L, ...]."""
 
     def __init__(self, config: TowerConfig, dtype, remat: Remat, unroll: int, rngs: nnx.Rngs):
-        self.depth, self.remat, self.unroll = config.depth, remat, unroll
+        self.depth, self.dtype, self.remat, self.unroll = config.depth, dtype, remat, unroll
         make = nnx.vmap(lambda rngs: Block(config, dtype, rngs), in_axes=0, out_axes=0)
         self.layers = nnx.split_rngs(splits=config.depth)(make)(rngs)
 
@@ -132,7 +139,7 @@ class Encoder(nnx.Module):
         stacked = nnx.to_pure_dict(state)
 
         def layer(x, params):
-            return bind(graphdef, params)(x), None
+            return bind(graphdef, _kernels_as(self.dtype, params))(x), None
 
         layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[self.remat], prevent_cse=False)
         segment = jax.tree.map(lambda p: p[start:stop], stacked)

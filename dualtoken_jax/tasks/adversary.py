@@ -1,6 +1,6 @@
 """The discriminator's half of a tokenizer's step (METHOD: losses)."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,12 @@ from dualtoken_jax.tasks.state import TrainState
 
 
 class Judgement(NamedTuple):
-    """What the discriminator says of a reconstruction, and what it learned from it."""
+    """What the discriminator says of a reconstruction, and what there is to learn from it."""
 
     generator_loss: jax.Array  # scalar, L_G
     gradient: jax.Array  # of L_G at x̂ [B, H, W, 3]
     loss: jax.Array  # scalar, L_D, not scaled
-    discriminator: dict  # parameters after the step
-    optimizer: Any  # its state after the step
+    discriminator: dict  # gradients of its parameters
 
 
 class Adversary:
@@ -44,10 +43,15 @@ class Adversary:
         return state.step >= self.loss.discriminator_start
 
     def judge(self, state: TrainState, images: jax.Array, fake: jax.Array) -> Judgement:
-        """One step of the discriminator on images and reconstructions [B, H, W, 3]; nothing before its start."""
-        return jax.lax.cond(self.is_on(state), self._step, self._wait, state, images, fake)
+        """Losses and gradients on images and reconstructions [B, H, W, 3]; zeros before the discriminator's start."""
+        return jax.lax.cond(self.is_on(state), self._look, self._wait, state, images, fake)
 
-    def _step(self, state, images, fake):
+    def learn(self, state: TrainState, gradients: dict) -> dict:
+        """The discriminator's fields of the state after one step; as they are before its start."""
+        fields = {"discriminator": state.discriminator, "discriminator_optimizer": state.discriminator_optimizer}
+        return jax.lax.cond(self.is_on(state), self._step, lambda fields, _: fields, fields, gradients)
+
+    def _look(self, state, images, fake):
         logits = lambda params, x: bind(self.graphdef, params)(x)  # noqa: E731
         generator_loss, gradient = jax.value_and_grad(lambda x: -logits(state.discriminator, x).mean())(fake)
         settled = state.step >= self.loss.discriminator_settled
@@ -58,10 +62,13 @@ class Adversary:
             return scale * loss, loss
 
         (_, loss), gradients = jax.value_and_grad(discriminator_loss, has_aux=True)(state.discriminator)
-        updates, optimizer = self.optimizer.update(gradients, state.discriminator_optimizer, state.discriminator)
-        params = optax.apply_updates(state.discriminator, updates)
-        return Judgement(generator_loss, gradient, loss, params, optimizer)
+        return Judgement(generator_loss, gradient, loss, gradients)
 
     def _wait(self, state, images, fake):
         zero = jnp.float32(0.0)
-        return Judgement(zero, jnp.zeros_like(fake), zero, state.discriminator, state.discriminator_optimizer)
+        return Judgement(zero, jnp.zeros_like(fake), zero, jax.tree.map(jnp.zeros_like, state.discriminator))
+
+    def _step(self, fields, gradients):
+        params = fields["discriminator"]
+        updates, optimizer = self.optimizer.update(gradients, fields["discriminator_optimizer"], params)
+        return {"discriminator": optax.apply_updates(params, updates), "discriminator_optimizer": optimizer}

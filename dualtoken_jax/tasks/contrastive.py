@@ -10,6 +10,7 @@ from dualtoken_jax.config import Config
 from dualtoken_jax.models import bind, definition, init_params
 from dualtoken_jax.models.siglip import Siglip
 from dualtoken_jax.optimizer import make_optimizer, scaled, schedule, update_scales
+from dualtoken_jax.tasks.accumulate import accumulate
 from dualtoken_jax.tasks.state import TrainState, all_finite, guarded, moving_average, new_state, normalise
 
 
@@ -34,19 +35,12 @@ class Contrastive:
 
     def train_step(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         """One AdamW step on the pairwise loss."""
-        sigmoid = self.config.loss.contrastive == "sigmoid"
-        contrast = losses.sigmoid_contrastive if sigmoid else losses.softmax_contrastive
-
-        def loss_fn(params):
-            model = bind(self.graphdef, params)
-            image, text = model.vision(normalise(batch["image"])), model.text(batch["text"])
-            # Captions that read the same are all positives: in a small vocabulary they are frequent, and calling them
-            # negatives would teach noise.
-            same = (batch["text"][:, None] == batch["text"][None]).all(axis=-1)
-            cosines = losses.unit(image) @ losses.unit(text).T  # [B, B]
-            return contrast(cosines, model.logit_scale[...], model.logit_bias[...], same, batch["weight"])
-
-        loss, gradients = jax.value_and_grad(loss_fn)(state.params)
+        whole = {name: batch[name] for name in ("image", "text", "weight")}
+        if self.config.train.accumulate == 1:
+            of_batch = lambda params: self._loss(params, *self._embed(params, whole), whole)  # noqa: E731
+            loss, gradients = jax.value_and_grad(of_batch)(state.params)
+        else:
+            loss, gradients = self._in_parts(state.params, whole)
         norm = optax.global_norm(gradients)
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.params)
         updates = scaled(updates, update_scales(state.params, self.config.optimizer))
@@ -55,6 +49,36 @@ class Contrastive:
         new = state.replace(params=params, optimizer=optimizer, ema=ema)
         metrics = {"loss": loss, "gradient_norm": norm, "learning_rate": self.rate(state.step)}
         return guarded(all_finite((loss, norm)), new, state), metrics
+
+    def _embed(self, params, batch) -> tuple[jax.Array, jax.Array]:
+        """Unit vectors of images and texts, [B, C] each."""
+        model = bind(self.graphdef, params)
+        return losses.unit(model.vision(normalise(batch["image"]))), losses.unit(model.text(batch["text"]))
+
+    def _loss(self, params, image, text, batch) -> jax.Array:
+        sigmoid = self.config.loss.contrastive == "sigmoid"
+        contrast = losses.sigmoid_contrastive if sigmoid else losses.softmax_contrastive
+        # Captions that read the same are all positives: in a small vocabulary they are frequent, and calling them
+        # negatives would teach noise.
+        same = (batch["text"][:, None] == batch["text"][None]).all(axis=-1)
+        model = bind(self.graphdef, params)
+        return contrast(image @ text.T, model.logit_scale[...], model.logit_bias[...], same, batch["weight"])
+
+    def _in_parts(self, params, batch) -> tuple[jax.Array, dict]:
+        """Loss and gradients where the towers see a part of the batch at a time, and the loss all pairs.
+
+        First all embeddings, then the gradients at them, then the towers' (Gao et al. 2021, arXiv 2101.06983).
+        """
+        parts = self.config.train.accumulate
+        _, embeddings = accumulate(lambda part: ({}, self._embed(params, part)), batch, parts)
+        loss, (gradients, *at) = jax.value_and_grad(self._loss, argnums=(0, 1, 2))(params, *embeddings, batch)
+
+        def through_towers(part):
+            _, pullback = jax.vjp(lambda params: self._embed(params, part["batch"]), params)
+            return pullback(part["at"])[0], {}
+
+        means, _ = accumulate(through_towers, {"batch": batch, "at": tuple(at)}, parts)
+        return loss, jax.tree.map(lambda a, mean: a + parts * mean, gradients, means)
 
     def eval_step(self, state: TrainState, batch: dict[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
         """Embeddings of a batch: {'embeddings': {'image', 'text'}}, each [B, C]."""

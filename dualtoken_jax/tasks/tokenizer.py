@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,9 @@ from dualtoken_jax.config import Config
 from dualtoken_jax.evaluation import metrics
 from dualtoken_jax.models import bind, definition, init_params
 from dualtoken_jax.models.dualtoken import DualToken, forward
-from dualtoken_jax.models.quantizer import init_codebook, quantize
+from dualtoken_jax.models.quantizer import init_codebook, quantize, update_codebook
 from dualtoken_jax.optimizer import FreezeConfig, make_optimizer, scaled, schedule, trainable, update_scales
+from dualtoken_jax.tasks.accumulate import accumulate
 from dualtoken_jax.tasks.adversary import Adversary
 from dualtoken_jax.tasks.frozen import FrozenNetworks
 from dualtoken_jax.tasks.state import TrainState, all_finite, guarded, moving_average, new_state, normalise
@@ -21,6 +23,15 @@ from dualtoken_jax.tasks.state import TrainState, all_finite, guarded, moving_av
 TERMS = (
     "hidden_mse hidden_cosine pooled_mse pooled_cosine commitment_pixel commitment_semantic mse perceptual gram".split()
 )
+
+
+class Learned(NamedTuple):
+    """What rows of a batch teach."""
+
+    gradients: dict  # of the parameters
+    discriminator: dict | None  # gradients of its parameters
+    terms: dict[str, jax.Array]  # of the loss, and the loss
+    codebooks: dict  # after their update, where it is part of the lookup
 
 
 class Tokenizer:
@@ -32,6 +43,7 @@ class Tokenizer:
         self.graphdef = definition(self.make)
         self.frozen = FrozenNetworks(config)
         self.semantic = "semantic" in config.model.branches
+        self._fixed = tuple(branch for branch in config.model.branches if branch in config.freeze.modules)
         self.adversary = Adversary(config) if config.loss.adversarial and config.model.reconstructs else None
         self.rate = schedule(config.optimizer, config.train.steps)
         self.optimizer = make_optimizer(config.optimizer, self.rate)
@@ -57,20 +69,35 @@ class Tokenizer:
 
     def train_step(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         """One step of the generator, the codebooks and, once it is on, the discriminator."""
-        images, weight = normalise(batch["image"]), batch["weight"]
-        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-        fixed = tuple(b for b in self.config.model.branches if b in self.config.freeze.modules)
+        key, parts = jax.random.fold_in(jax.random.key(state.seed), state.step), self.config.train.accumulate
+        # At 1 on average over the whole batch, weights mean the same in every part of it.
+        rows = {"image": batch["image"], "weight": batch["weight"] / jnp.mean(batch["weight"])}
+        learn = partial(self._learn, state, key if parts == 1 else None)
+        learned, quantized = accumulate(learn, rows, parts)
+        codebooks = learned.codebooks if parts == 1 else self._update_codebooks(state, quantized, key)
+        new, norm = self._apply(state, learned.gradients, codebooks, learned.discriminator)
+        terms = learned.terms | {"gradient_norm": norm, "learning_rate": self.rate(state.step)}
+        finite = all_finite((terms, codebooks, new.discriminator))
+        return guarded(finite, new, state), terms
+
+    def _learn(self, state, key, rows) -> tuple[Learned, dict]:
+        """Everything that some rows teach; with a `key` the codebooks are updated, without one what would update them.
+
+        The weight of the generator's loss is that of these rows.
+        """
+        images, weight = normalise(rows["image"]), rows["weight"]
 
         def run(params):
-            outputs, codebooks = forward(bind(self.graphdef, params), state.codebooks, images, key, fixed)
+            outputs, codebooks = forward(bind(self.graphdef, params), state.codebooks, images, key, self._fixed)
             commitments = {name: q.commitment for name, q in outputs.quantized.items()}
             semantic = (outputs.hidden, outputs.pooled)
             if not self.semantic:
                 # No loss reads them: a tower without semantic codes has no backward pass past the pixel tap.
                 semantic = jax.lax.stop_gradient(semantic)
-            return (outputs.reconstruction, *semantic, commitments), (outputs.decoder_features, codebooks)
+            found = codebooks if key is not None else outputs.quantized
+            return (outputs.reconstruction, *semantic, commitments), (outputs.decoder_features, found)
 
-        outputs, pullback, (features, codebooks) = jax.vjp(run, state.params, has_aux=True)
+        outputs, pullback, (features, found) = jax.vjp(run, state.params, has_aux=True)
         reconstruction, *semantic = outputs
         teacher = self.frozen.teach(state.frozen, images)
         terms, semantic_gradients = self._semantic_terms(teacher, weight, semantic)
@@ -78,18 +105,27 @@ class Tokenizer:
             state, images, weight, teacher, reconstruction, features
         )
         (gradients,) = pullback((image_gradient, *semantic_gradients))
-
-        new, norm = self._apply(state, gradients, codebooks, judged)
-        terms |= image_terms | {"gradient_norm": norm, "learning_rate": self.rate(state.step)}
+        terms |= image_terms
         terms["loss"] = sum(getattr(self.loss, name) * terms[name] for name in TERMS if name in terms)
         if "generator" in terms:
             terms["loss"] += self.loss.generator * terms["generator_weight"] * terms["generator"]
-        finite = all_finite((terms, codebooks, new.discriminator))
-        return guarded(finite, new, state), terms
+        learned = Learned(gradients, judged and judged.discriminator, terms, found if key is not None else {})
+        if key is not None:
+            return learned, {}
+        return learned, {b: (q.assigned, q.codes) for b, q in found.items() if b not in self._fixed}
+
+    def _update_codebooks(self, state, quantized, key):
+        """All codebooks after one update of those that a stage trains, over the rows of the whole batch."""
+        updated = dict(state.codebooks)
+        for index, branch in enumerate(self.config.model.branches):
+            if branch in quantized:
+                config, branch_key = self.config.model.quantizer(branch), jax.random.fold_in(key, index)
+                updated[branch] = update_codebook(state.codebooks[branch], *quantized[branch], config, branch_key)
+        return updated
 
     def _semantic_terms(self, teacher, weight, outputs):
         """Terms of u, p and the commitments, with their weighted gradients."""
-        mean = lambda values: jnp.average(values, weights=weight)  # noqa: E731
+        mean = lambda values: jnp.mean(values * weight)  # noqa: E731
 
         def total(outputs):
             hidden, pooled, commitments = outputs
@@ -113,7 +149,7 @@ class Tokenizer:
             return {}, None, None
         loss = self.loss
 
-        error = lambda x: jnp.average(losses.squared_error(x, images), weights=weight)  # noqa: E731
+        error = lambda x: jnp.mean(losses.squared_error(x, images) * weight)  # noqa: E731
         mse, mse_gradient = jax.value_and_grad(error)(reconstruction)
         perceptual, pullback = self.frozen.perceptual(state.frozen, reconstruction, images, teacher, weight)
         terms = {"mse": mse} | perceptual
@@ -145,7 +181,7 @@ class Tokenizer:
         _, pullback = jax.vjp(last, params["decoder"][layer]["kernel"])
         return losses.adaptive_weight(pullback(reconstruction_gradient)[0], pullback(generator_gradient)[0])
 
-    def _apply(self, state, gradients, codebooks, judged):
+    def _apply(self, state, gradients, codebooks, discriminator_gradients):
         """The state after this step's updates, and the norm of the gradients."""
         masks = trainable(state.params, self.freezable(self.config.freeze, state.params))
         gradients = scaled(gradients, masks)
@@ -154,8 +190,8 @@ class Tokenizer:
         params = optax.apply_updates(state.params, updates)
         ema = moving_average(state.ema, params, self.config.train.ema_decay)
         new = state.replace(params=params, optimizer=optimizer, ema=ema, codebooks=codebooks)
-        if judged is not None:
-            new = new.replace(discriminator=judged.discriminator, discriminator_optimizer=judged.optimizer)
+        if discriminator_gradients is not None:
+            new = new.replace(**self.adversary.learn(new, discriminator_gradients))
         return new, optax.global_norm(gradients)
 
     def freezable(self, freeze: FreezeConfig, params: dict) -> FreezeConfig:

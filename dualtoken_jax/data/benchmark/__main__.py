@@ -120,10 +120,23 @@ def _loaders(flags: argparse.Namespace) -> dict[str, Any]:
         peer = ["dualtoken_jax.data.benchmark.peer", *same, f"--workers={flags.threads * max(flags.workers, 1)}"]
         commands |= {name: peer + more for name, more in PEERS.items()}
     turns = [{name: _run(command) for name, command in commands.items()} for _ in range(flags.repeats)]
-    rates = {name: [turn[name]["pictures_per_second"] for turn in turns] for name in commands}
-    median = {name: statistics.median(values) for name, values in rates.items()}
-    ratios = {f"{d}_over_{peer}": median[d] / median[peer] for d in DECODINGS for peer in PEERS if peer in median}
-    return {"pictures_per_second": median, **ratios, "turns": rates, "last_turn": {d: turns[-1][d] for d in DECODINGS}}
+    return _compared(turns) | {"last_turn": {decoding: turns[-1][decoding] for decoding in DECODINGS}}
+
+
+def _compared(turns: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Medians, and how many times as good ours are as the peers', by pictures per second and by CPU time a picture."""
+    found: dict[str, Any] = {}
+    for figure, better in (("pictures_per_second", 1), ("cpu_ms_per_picture", -1)):
+        values = {name: [turn[name][figure] for turn in turns] for name in turns[0]}
+        median = {name: statistics.median(some) for name, some in values.items()}
+        ratios = {
+            f"{ours}_over_{peer}": (median[ours] / median[peer]) ** better
+            for ours in DECODINGS
+            for peer in PEERS
+            if peer in median
+        }
+        found[figure] = {"median": median, **ratios, "turns": values}
+    return found
 
 
 def _run(command: list[str]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def transform(resolution: int, uint8: bool):
 
 
 def main() -> None:
-    """Prints {"pictures_per_second": …}."""
+    """Prints what `rate` finds as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--resolution", type=positive, default=384)
@@ -69,7 +69,7 @@ def main() -> None:
     loader = DataLoader(
         dataset, flags.batch_size, shuffle=True, num_workers=flags.workers, persistent_workers=True, drop_last=True
     )
-    print(json.dumps({"pictures_per_second": rate(iter(loader), flags.batch_size, flags.batches)}))
+    print(json.dumps(rate(iter(loader), flags.batch_size, flags.batches)))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     examples, size = int(manifest.starts[-1]), sum(shard.bytes for shard in manifest.shards)
-    print(f"{examples} examples in {len(manifest.shards)} shards, {size / 1e9:.2f} GB → {flags.output}")
+    print(f"{examples:,} examples in {len(manifest.shards)} shards, {size / 1e9:.2f} GB → {flags.output}")
     for reason, count in manifest.filtered.get("left out", {}).items():
         print(f"left out: {reason} × {count}")
 
@@ -126,8 +126,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("given", metavar="FROM", help="dataset, folder of pictures, or tar file of ImageNet")
-    parser.add_argument("--output", required=True, help="new folder or URL")
+    parser.add_argument(
+        "given", metavar="FROM", type=os.path.expanduser, help="dataset, folder of pictures, or tar file of ImageNet"
+    )
+    parser.add_argument("--output", type=os.path.expanduser, required=True, help="new folder or URL")
     parser.add_argument("--examples_per_shard", type=positive, default=10_000, help="default: %(default)s")
     parser.add_argument("--shuffle_seed", type=int, help="spreads the examples over the shards; default: their order")
     parser.add_argument("--drop_bad", action="store_true", help="decode every picture and leave out the broken ones")

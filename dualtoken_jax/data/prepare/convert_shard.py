@@ -62,6 +62,7 @@ class ShardWriter:
                     left_out[problem] += 1
                 else:
                     key = example.origin.removeprefix(self.given.root).lstrip("/")
+                    key = key.encode("utf-8", "replace").decode()  # file names need not be UTF-8
                     yield Record(example.image, example.caption, example.label, key[-MAX_KEY:])
 
 

@@ -58,7 +58,7 @@ def filter_dataset(dataset: str, output: str, rules: Rules, columns: dict[str, s
             "shards that they were converted from, and convert what is left"
         )
     root = manifest.root or dataset
-    root = root if is_remote(root) else os.path.abspath(root)
+    root = root if is_remote(root) else os.path.abspath(os.path.expanduser(root))
     ledger = Ledger(output)
     ledger.begin({"filter": manifest.fingerprint, "rules": dataclasses.asdict(rules), "columns": columns})
     job, done = ShardFilter(manifest.kind, dataset, root, output, rules, columns), ledger.done()

@@ -1,0 +1,1 @@
+"""What `python -m dualtoken_jax.plan` finds out about a training step without running it."""
