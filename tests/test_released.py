@@ -90,6 +90,8 @@ def test_every_module_takes_and_gives_the_same(ours, theirs, name):
         expected = theirs.get(f"trace.{MODULES[name]}.{direction}")
         if expected is not None:  # inputs that are another module's output are recorded once
             expected = channels_last(expected) if expected.ndim == 4 else expected
+            if (name, direction) == ("decoder.norm_out", "out"):
+                expected = jax.nn.silu(expected)  # ours applies the activation itself
             assert_close(value[:1], expected, f"{name} {direction}")
 
 

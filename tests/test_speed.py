@@ -11,6 +11,7 @@ from benchmarks.operations import operations
 from benchmarks.sizes import BATCHES, size
 from benchmarks.speed import keep, specifications, table
 from dualtoken_jax.config import from_dict
+from dualtoken_jax.models.convolution import convolve
 
 A, B = jnp.ones((3, 5)), jnp.ones((5, 7))
 
@@ -31,13 +32,13 @@ def test_operations_of_a_scan_count_every_iteration():
 def test_operations_of_a_convolution_and_its_gradients(stride):
     x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 5))
     forward = 2 * (2 * (8 // stride) ** 2 * 5) * 9 * 3
-    assert operations(lambda x, k: _convolve(x, k, stride), x, kernel) == forward
+    assert operations(lambda x, k: convolve(x, k, stride), x, kernel) == forward
 
+    def gradients(x, kernel):
+        y, pullback = jax.vjp(lambda x, k: convolve(x, k, stride), x, kernel)
+        return pullback(y)
 
-def _convolve(x, kernel, stride):
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    assert operations(gradients, x, kernel) == 3 * forward
 
 
 @pytest.mark.parametrize("name", BATCHES)

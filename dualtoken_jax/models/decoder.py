@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dualtoken_jax.models.convolution import Conv
+from dualtoken_jax.models.group_norm import GroupNorm
 from dualtoken_jax.models.siglip import Encoder, Remat, TowerConfig, layer_norm
 from dualtoken_jax.sharding import constrain_batch
 
@@ -50,26 +51,19 @@ def _conv(inputs: int, outputs: int, kernel: int, dtype, rngs: nnx.Rngs) -> Conv
     return Conv(inputs, outputs, kernel, rngs, dtype=dtype)
 
 
-def group_norm(channels: int, groups: int, dtype, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """GroupNorm with eps 1e-6; raises ValueError when the groups do not divide the channels."""
-    if channels % groups:
-        raise ValueError(f"GroupNorm needs channels divisible by groups, got {channels} channels and {groups} groups")
-    return nnx.GroupNorm(channels, groups, epsilon=1e-6, use_fast_variance=False, dtype=dtype, rngs=rngs)
-
-
 class ResidualBlock(nnx.Module):
     """GroupNorm-SiLU-conv twice, [B, H, W, inputs] → [B, H, W, outputs]; the first convolution may be 1×1."""
 
     def __init__(self, inputs: int, outputs: int, groups: int, dtype, rngs: nnx.Rngs, first_kernel: int = 3):
-        self.norm1 = group_norm(inputs, groups, dtype, rngs)
+        self.norm1 = GroupNorm(inputs, groups, dtype, rngs)
         self.conv1 = _conv(inputs, outputs, first_kernel, dtype, rngs)
-        self.norm2 = group_norm(outputs, groups, dtype, rngs)
+        self.norm2 = GroupNorm(outputs, groups, dtype, rngs)
         self.conv2 = _conv(outputs, outputs, 3, dtype, rngs)
         self.shortcut = _conv(inputs, outputs, 1, dtype, rngs) if inputs != outputs else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = self.conv1(jax.nn.silu(self.norm1(x)))
-        y = self.conv2(jax.nn.silu(self.norm2(y)))
+        y = self.conv1(self.norm1(x, jax.nn.silu))
+        y = self.conv2(self.norm2(y, jax.nn.silu))
         return constrain_batch(y + (x if self.shortcut is None else self.shortcut(x)))
 
 
@@ -77,7 +71,7 @@ class GridAttention(nnx.Module):
     """Single-head attention over all positions of a grid, [B, H, W, C] → the same."""
 
     def __init__(self, channels: int, groups: int, dtype, rngs: nnx.Rngs):
-        self.norm = group_norm(channels, groups, dtype, rngs)
+        self.norm = GroupNorm(channels, groups, dtype, rngs)
         self.query = _conv(channels, channels, 1, dtype, rngs)
         self.key = _conv(channels, channels, 1, dtype, rngs)
         self.value = _conv(channels, channels, 1, dtype, rngs)
@@ -131,7 +125,7 @@ class ConvolutionalDecoder(nnx.Module):
             grid = config.latent_grid * 2**i
             setattr(self, f"level{i}", Level(inputs, outputs, grid, i == levels - 1, config, dtype, rngs))
             inputs = outputs
-        self.norm_out = group_norm(inputs, groups, dtype, rngs)
+        self.norm_out = GroupNorm(inputs, groups, dtype, rngs)
         self.conv_out = _conv(inputs, 3, 3, dtype, rngs)
 
     def features(self, tokens: jax.Array) -> jax.Array:
@@ -146,7 +140,7 @@ class ConvolutionalDecoder(nnx.Module):
         for i in range(len(self.config.multipliers)):
             level = getattr(self, f"level{i}")
             x = level(x) if self.remat == "none" else nnx.remat(Level.__call__)(level, x)
-        return jax.nn.silu(self.norm_out(x))
+        return self.norm_out(x, jax.nn.silu)
 
     def output(self, features: jax.Array) -> jax.Array:
         """The last convolution, to RGB float32."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dualtoken_jax.models.convolution import Conv
-from dualtoken_jax.models.decoder import group_norm
+from dualtoken_jax.models.group_norm import GroupNorm
 from dualtoken_jax.sharding import constrain_batch
 
 
@@ -31,12 +31,12 @@ class DiscriminatorBlock(nnx.Module):
     """GroupNorm, LeakyReLU, conv3×3, plus a 1×1 convolution of the input (resized first when the stride is 2)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, groups: int, rngs: nnx.Rngs):
-        self.norm = group_norm(inputs, groups, None, rngs)
+        self.norm = GroupNorm(inputs, groups, None, rngs)
         self.conv = _conv(inputs, outputs, 3, stride, rngs)
         self.shortcut = _conv(inputs, outputs, 1, 1, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = self.conv(_leaky(self.norm(x)))
+        y = self.conv(self.norm(x, _leaky))
         if x.shape[1:3] != y.shape[1:3]:
             x = jax.image.resize(x, (*y.shape[:3], x.shape[3]), "bilinear", antialias=False)
         return constrain_batch(y + self.shortcut(x))
