@@ -31,16 +31,18 @@ _BETWEEN = ("step", "evaluate", "data", "transfer", "save")
 
 def start(workdir: Path, log) -> subprocess.Popen:
     """The demo, in a process group of its own."""
-    command = [sys.executable, "-m", "dualtoken_jax.main", "--config=configs/tokenizer.py:demo"]
-    return subprocess.Popen([*command, f"--workdir={workdir}"], stdout=log, stderr=log, start_new_session=True)
+    command = [sys.executable, "-m", "dualtoken_jax.main", "--config=configs/tokenizer.py:demo", f"--workdir={workdir}"]
+    command += ["--config.train.steps=100000"]  # lest it end before the last kill
+    return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
 def first_step_after(workdir: Path, process: subprocess.Popen, moment: float) -> float:
     """Waits for a step of a start that began after that moment; when it was written down."""
     while process.poll() is None:
-        lines = [line for line in goodput.read(workdir) if line["attempt"] > moment and "step" in line["spent"]]
-        if lines:
-            return lines[0]["time"]
+        lines = [line for line in goodput.read(workdir) if line["attempt"] > moment and line["step"] is not None]
+        new = [line for line in lines if line["step"] > lines[0]["step"]]  # the first says where it goes on from
+        if new:
+            return new[0]["time"]
         time.sleep(0.2)
     raise SystemExit(f"the run ended by itself with exit code {process.returncode}; see {workdir}.log")
 
@@ -79,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", type=Path, required=True, help="the folder `teacher` of a finished demo")
     parser.add_argument("--kills", type=int, default=5)
-    parser.add_argument("--longest", type=float, default=160.0, help="seconds of training before a kill, at most")
+    parser.add_argument("--longest", type=float, default=100.0, help="seconds of training before a kill, at most")
     parser.add_argument("--hours", type=float, default=2.0, help="between failures, for the estimate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULT)

@@ -18,6 +18,7 @@ FILE = "goodput.jsonl"
 USEFUL = ("step", "evaluate")
 # In the order in which a start goes through them; `lost` was done again, `down` is between two starts.
 KINDS = ("start", "restore", "compile", "data", "transfer", "step", "evaluate", "save", "lost", "down")
+_BEHIND_A_STEP = ("data", "transfer")  # they cost nothing where the devices still work on the step before
 _EVERY = 1.0  # seconds between two lines
 
 _began = time.time()  # of the process, nearly: this module is imported before JAX wakes its devices
@@ -36,6 +37,7 @@ class Clock:
         self._spent: collections.Counter[str] = collections.Counter(start=self._attempt - _began)
         self._kind, self._since, self._written, self._step = "start", self._began, self._began, None
         self._interval: collections.Counter[str] = collections.Counter()
+        self._dispatched: jax.Array | None = None
         _began = self._attempt  # a second run of the same process starts here
 
     def __enter__(self) -> "Clock":
@@ -47,12 +49,14 @@ class Clock:
 
     @contextlib.contextmanager
     def spend(self, kind: str) -> Iterator[None]:
-        """The seconds inside are of this kind."""
+        """The seconds inside are of this kind; of a step, if what runs beside it is not through by their end."""
         before = self._kind
         self._turn_to(kind)
         try:
             yield
         finally:
+            if kind in _BEHIND_A_STEP and self._dispatched is not None and not self._dispatched.is_ready():
+                self._kind = "step"
             self._turn_to(before if before != "start" else "step")
 
     def resumed(self, step: int) -> None:
@@ -61,9 +65,9 @@ class Clock:
         self._turn_to(self._kind)
         self._write()
 
-    def step(self, step: int) -> None:
-        """That many steps are done."""
-        self._step = step
+    def step(self, step: int, result: jax.Array | None = None) -> None:
+        """That many steps are dispatched; `result` is the last one's, for which nobody waits here."""
+        self._step, self._dispatched = step, result
         self._turn_to("step")
         if time.perf_counter() - self._written > _EVERY:
             self._write()

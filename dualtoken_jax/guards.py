@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
+
 from dualtoken_jax.config import TrainConfig
 from dualtoken_jax.goodput import Clock
 from dualtoken_jax.stopping import StopRequest
@@ -49,7 +51,7 @@ class Guards:
                 stack.enter_context(self.stop.rescue(rescue))
             yield
 
-    def stepped(self, step: int) -> None:
-        """A step is done."""
+    def stepped(self, step: int, result: jax.Array) -> None:
+        """A step is dispatched, and the one before it is done; `result` is any that it will have."""
         self._watchdog.step()
-        self.clock.step(step)
+        self.clock.step(step, result)

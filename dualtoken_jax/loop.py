@@ -114,7 +114,7 @@ def _train(
                 state, metrics = train_step(state, batch)
             step, position, compiled = step + 1, position + train.batch_size, True
             _check(progress.update(step, metrics), config, position)
-            guards.stepped(step)
+            guards.stepped(step, metrics["consecutive_skips"])
         _check(progress.finish(), config, position)
     except jax.errors.JaxRuntimeError:
         raise  # somebody has died, and whoever waits for a save waits for the dead

@@ -44,6 +44,7 @@ class Saver:
 
         Raises NonFiniteState, or CheckpointError when saving has failed for PATIENCE seconds.
         """
+        jax.block_until_ready(state)  # the rest of a step is not time that saving takes
         with self._guards.busy("save"):
             if not self._finite(state.replace(frozen={})):
                 raise NonFiniteState(f"step {int(state.step)}: the state is not finite and is not saved")

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -214,6 +215,18 @@ def test_every_second_is_accounted_for(tmp_path):
     assert kinds == pytest.approx(found["total"], rel=0.01)
     assert found["total"] >= 0.9 * (time.time() - began) and found["starts"] == 1
     assert found["compile"] > 0 and found["step"] > 0 and found["lost"] == found["down"] == 0
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_waiting_beside_a_running_step_is_a_step(ready, tmp_path):
+    clock = goodput.Clock(tmp_path)
+    clock.step(1, SimpleNamespace(is_ready=lambda: ready))
+    clock.interval()
+    for kind in ("data", "save"):
+        with clock.spend(kind):
+            time.sleep(0.01)
+    spent = clock.interval()
+    assert ("data" in spent) == ready and spent["step"] >= (0 if ready else 0.01) and spent["save"] >= 0.01
 
 
 def test_goodput_counts_what_was_lost_and_what_was_down():

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from dualtoken_jax.metric_writer import read_metrics
+
 ROOT = Path(__file__).parents[1]
 FAKES, EXPECTED = ROOT / "tests" / "launch_fakes", ROOT / "tests" / "data" / "launch"
 SCRIPTS = sorted([*(ROOT / "launch").rglob("*.sh"), ROOT / "launch" / "slurm.sbatch"])
@@ -189,8 +191,8 @@ def test_worker_knows_a_training_that_left_no_exit_code(place):
     wait_for(lambda: worker("status") == "exited 0\n")
 
 
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + 30
+def wait_for(condition, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -252,6 +254,30 @@ def test_local_hands_sigterm_on_and_runs_once(place):
     first.send_signal(signal.SIGTERM)
     first.communicate(timeout=30)
     assert first.returncode == 75 and starts(place) == ["0.1", "1.1"]
+
+
+@pytest.mark.slow
+def test_two_real_processes_train_through_a_kill_and_a_notice(tmp_path):
+    """The real command: a process dies and the others are started again; a notice makes them save, and they go on."""
+    steps, workdir, logs = 60, tmp_path / "run", tmp_path / "logs"
+    training = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHON": sys.executable, "PYTHONPATH": "tests"}
+    flags = ("--config=tests/chaos_config.py", f"--config.train.steps={steps}", f"--workdir={workdir}")
+    command = ("launch/local.sh", 2, f"--logs={logs}", "--backoff=0", "--grace=60", "--", *flags)
+    saved = lambda: {int(file.name) for file in (workdir / "checkpoints").glob("*") if file.name.isdigit()}  # noqa: E731
+    first = start(tmp_path, *command, env=os.environ | training)
+    wait_for(saved, 300)
+    main = subprocess.run(["pgrep", "-P", str(first.pid), "-f", "dualtoken_jax.main"], capture_output=True, text=True)
+    os.kill(int(main.stdout.split()[-1]), signal.SIGKILL)
+    before = max(saved())
+    wait_for(lambda: max(saved()) > before, 300)
+    first.send_signal(signal.SIGTERM)
+    output = first.communicate(timeout=300)[0]
+    assert first.returncode == 75, output
+    last = start(tmp_path, *command, env=os.environ | training)
+    output, log = last.communicate(timeout=300)[0], (logs / "process_0.log").read_text()
+    assert last.returncode == 0, f"{output}\n{log[-4000:]}"
+    assert [line["step"] for line in read_metrics(workdir) if "loss" in line] == list(range(1, steps + 1))
+    assert log.count("resuming from step") == 2 and max(saved()) == steps
 
 
 @pytest.mark.parametrize(
