@@ -47,3 +47,13 @@ def test_convolve_has_its_own_gradient(stride):
     theirs = jax.jit(jax.grad(total(convolution._convolve), argnums=(0, 1)))(x, kernel)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("size", "stride", "height"), [(3, 1, 7), (3, 2, 7), (3, 2, 8), (1, 1, 7), (5, 3, 9)])
+def test_image_gradient(size, stride, height):
+    keys = jax.random.split(jax.random.key(2), 2)
+    x, kernel = jax.random.normal(keys[0], (2, height, 6, 3)), jax.random.normal(keys[1], (size, size, 3, 4))
+    y, pullback = jax.vjp(lambda x: convolution._convolve(x, kernel, stride), x)
+    np.testing.assert_allclose(
+        convolution.image_gradient(kernel, y, x.shape, stride), pullback(y)[0], rtol=1e-5, atol=1e-4
+    )

@@ -1,4 +1,4 @@
-"""Convolution whose weight gradient is also fast on a CPU."""
+"""Convolution whose gradients are also fast on a CPU (measured: benchmarks/README.md)."""
 
 from functools import partial
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-_PIXELS = 4096  # positions whose neighbourhoods exist at one time: they must stay in a CPU's cache
+_PIXELS = 1024  # positions whose neighbourhoods exist at one time: they must stay in a CPU's cache
 
 
 class Conv(nnx.Module):
@@ -37,15 +37,30 @@ def _forward(x, kernel, stride):
 
 def _backward(stride, saved, gradient):
     x, kernel = saved
-    (x_gradient,) = jax.linear_transpose(lambda x: _convolve(x, kernel, stride), x)(gradient)
     by_convolution = lambda x, g: jax.linear_transpose(lambda k: _convolve(x, k, stride), kernel)(g)[0]  # noqa: E731
     by_matmuls = partial(kernel_gradient, size=kernel.shape[0], stride=stride)
-    # XLA's CPU backend makes a slow convolution of it (measured: benchmarks/README.md).
-    return x_gradient, jax.lax.platform_dependent(x, gradient, cpu=by_matmuls, default=by_convolution)
+    of_kernel = jax.lax.platform_dependent(x, gradient, cpu=by_matmuls, default=by_convolution)
+    return image_gradient(kernel, gradient, x.shape, stride), of_kernel
 
 
 convolve = jax.custom_vjp(_convolve, nondiff_argnums=(2,))
 convolve.defvjp(_forward, _backward)
+
+
+def image_gradient(kernel: jax.Array, gradient: jax.Array, shape: tuple[int, ...], stride: int) -> jax.Array:
+    """What `convolve`'s gradient [B, h, w, outputs] says of its image [B, H, W, inputs], whose `shape` that is."""
+    # What JAX's transposition does, but for the kernel's axes, which it names in another order: inside a cond or a
+    # scan XLA's CPU backend (0.10.2) turns a convolution with such names into loops of one number at a time.
+    turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    size = kernel.shape[0]
+    before = size - 1 - size // 2
+    margins = [
+        (before, whole + size // 2 - stride * (part - 1) - 1)
+        for whole, part in zip(shape[1:3], gradient.shape[1:3], strict=True)
+    ]
+    return jax.lax.conv_general_dilated(
+        gradient, turned, (1, 1), margins, lhs_dilation=(stride, stride), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 def kernel_gradient(x: jax.Array, gradient: jax.Array, size: int, stride: int) -> jax.Array:
