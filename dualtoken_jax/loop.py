@@ -15,13 +15,14 @@ import jax
 from jax.sharding import Mesh
 
 from dualtoken_jax import sharding
-from dualtoken_jax.checkpoint import CheckpointError, Checkpoints, claim_workdir, save_frozen
+from dualtoken_jax.checkpoint import CheckpointError, Checkpoints
 from dualtoken_jax.config import Config
 from dualtoken_jax.data.dataset import TrainingData, open_training
 from dualtoken_jax.data.pipeline import Batches, batches
 from dualtoken_jax.data.text import open_text_tokenizer
 from dualtoken_jax.evaluation.measure import Measurement, MeasurementStopped, measure
 from dualtoken_jax.evaluation.reconstruction import Samples, grid, sample
+from dualtoken_jax.frozen_weights import save_frozen
 from dualtoken_jax.guards import Guards
 from dualtoken_jax.metric_writer import MetricWriter
 from dualtoken_jax.progress import Progress
@@ -29,6 +30,7 @@ from dualtoken_jax.saver import NonFiniteState, Saver
 from dualtoken_jax.tasks import make_task
 from dualtoken_jax.tasks.state import TrainState
 from dualtoken_jax.text_tokenizer_copy import keep_text_tokenizer
+from dualtoken_jax.workdir import claim_workdir
 
 log = logging.getLogger("dualtoken_jax")
 _SAMPLES = 16  # held-out pictures that are looked at

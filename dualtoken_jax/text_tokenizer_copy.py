@@ -9,6 +9,7 @@ from jax.experimental import multihost_utils
 
 from dualtoken_jax.config import Config, ConfigError
 from dualtoken_jax.data.text import FILES, text_tokenizer_file
+from dualtoken_jax.frozen_weights import FROZEN
 
 FOLDER = "text_tokenizer"
 
@@ -43,7 +44,7 @@ def with_kept_text_tokenizer(config: Config, workdir: Path) -> Config:
 
 def is_trained(workdir: Path) -> bool:
     """Whether anything in the workdir has learned with its text tokenizer."""
-    return (Path(workdir) / "frozen").exists() or any((Path(workdir) / "checkpoints").glob("[0-9]*"))
+    return (Path(workdir) / FROZEN).exists() or any((Path(workdir) / "checkpoints").glob("[0-9]*"))
 
 
 def is_kept(config: Config, workdir: Path) -> bool:

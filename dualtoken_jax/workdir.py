@@ -1,0 +1,89 @@
+"""A run's folder belongs to one config, which config.json in it tells."""
+
+import json
+import re
+from pathlib import Path
+
+import jax
+
+from dualtoken_jax import config as config_lib
+from dualtoken_jax.config import Config, ConfigError
+from dualtoken_jax.frozen_weights import FROZEN
+from dualtoken_jax.metric_writer import write_atomically
+from dualtoken_jax.text_tokenizer_copy import check_copy, is_kept, is_trained
+
+# Settings that may differ between two starts of a run.
+_RUNTIME = (
+    "data.reading.",
+    # Pictures may move: the checkpoint holds their fingerprint, which is compared when training goes on.
+    "data.path:",
+    "data.mixture.path:",
+    "data.eval_path:",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.evaluate_every",
+    "train.max_rollbacks",
+    "train.hang_seconds",
+    "data.eval_examples",
+    # How a step is spread over devices and memory; any state restores on any mesh.
+    "mesh.",
+    "train.accumulate",
+    "model.siglip.remat",
+    "model.siglip.unroll",
+)
+
+
+def claim_workdir(config: Config, workdir: Path) -> None:
+    """Creates the workdir with its config.json, or checks that what was trained there had the same config.
+
+    Raises ConfigError with the difference, or when the folder cannot be written, and what `check_copy` raises.
+    """
+    workdir = Path(workdir)
+    file, text = workdir / "config.json", json.dumps(config_lib.to_json(config), indent=1) + "\n"
+    if file.exists() and file.read_text() == text:
+        return
+    if is_trained(workdir):
+        before = load_config(workdir)
+        free = _RUNTIME + _kept_inputs(before, config, workdir)
+        lines = [
+            line for line in config_lib.difference(before, config) if not re.sub(r"\[\d+\]", "", line).startswith(free)
+        ]
+        if lines:
+            listing = "\n  ".join(lines)
+            raise ConfigError(
+                f"{workdir} was made with another config (there → here):\n  {listing}\n"
+                "Use another --workdir, or the same settings to resume"
+            )
+    else:
+        check_copy(config, workdir, load_config(workdir) if file.exists() else None)
+    if jax.process_index() == 0:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, text)
+        except OSError as error:
+            raise ConfigError(f"workdir {workdir} cannot be written: {error}; choose another --workdir") from error
+
+
+def _kept_inputs(before: Config, config: Config, workdir: Path) -> tuple[str, ...]:
+    """Settings that name a file of which the workdir has its own copy: the original may have moved.
+
+    To or from an empty path is another run, and so is another text tokenizer where both can be compared.
+    """
+    moved = {"teacher.path": before.teacher.path and config.teacher.path}
+    moved["loss.lpips_path"] = before.loss.lpips_path and config.loss.lpips_path
+    names = [name for name, both in moved.items() if both and (workdir / FROZEN).exists()]
+    names += ["text_tokenizer"] if before.text_tokenizer and is_kept(config, workdir) else []
+    return tuple(f"{name}:" for name in names)
+
+
+def load_config(workdir: Path) -> Config:
+    """The config that a workdir was made with; raises ConfigError where there is none."""
+    file = Path(workdir) / "config.json"
+    if not file.exists():
+        raise ConfigError(f"{workdir} is no workdir: it has no config.json; give the folder of a training run")
+    try:
+        values = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{file} is damaged: {error}; restore it, or use another --workdir") from error
+    return config_lib.from_dict(values)
