@@ -8,8 +8,8 @@ import jax
 
 from dualtoken_jax import config as config_lib
 from dualtoken_jax.config import Config, ConfigError
+from dualtoken_jax.data.storage import write_whole
 from dualtoken_jax.frozen_weights import FROZEN
-from dualtoken_jax.metric_writer import write_atomically
 from dualtoken_jax.text_tokenizer_copy import check_copy, is_kept, is_trained
 
 # Settings that may differ between two starts of a run.
@@ -59,8 +59,7 @@ def claim_workdir(config: Config, workdir: Path) -> None:
         check_copy(config, workdir, load_config(workdir) if file.exists() else None)
     if jax.process_index() == 0:
         try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, text)
+            write_whole(str(file), text.encode())
         except OSError as error:
             raise ConfigError(f"workdir {workdir} cannot be written: {error}; choose another --workdir") from error
 

@@ -4,7 +4,6 @@ import dataclasses
 import io
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +14,7 @@ from dualtoken_jax.data.manifest import Kind, Shard, checksum_of, join
 from dualtoken_jax.data.parquet_shards import read_layout
 from dualtoken_jax.data.prepare.ledger import Ledger
 from dualtoken_jax.data.records import unpack
-from dualtoken_jax.data.storage import RangeFile, Storage, Stream
+from dualtoken_jax.data.storage import RangeFile, Storage, Stream, write_whole
 from dualtoken_jax.data.tar_index import index_bytes, index_tar
 
 _TOGETHER = 256  # records in memory at once
@@ -44,7 +43,7 @@ class ShardIndexer:
         shard = Shard(name, len(found.rows), found.bytes, found.checksum)
         if shard.examples:
             data, index = index_bytes(found.rows), f"index/{name}.npy"
-            _write(join(self.output, index), data)
+            write_whole(join(self.output, index), data)
             shard = shard._replace(index=index, index_checksum=checksum_of(data))
         labels = int(found.rows["label"].max(initial=-1)) + 1
         return shard, _notes(found.left_out, found.damage, labels)
@@ -79,11 +78,6 @@ class ShardIndexer:
 
 def _notes(left_out: dict[str, int], damage: str, labels: int) -> dict[str, Any]:
     return {"left_out": dict(left_out), "damage": damage, "labels": labels, "class_names": ()}
-
-
-def _write(path: str, data: bytes) -> None:
-    with fsspec.open(path, "wb", auto_mkdir=True) as file:
-        file.write(data)
 
 
 def _look_through(path: str) -> tuple[int, int, int]:
