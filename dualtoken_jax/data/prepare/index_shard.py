@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from array_record.python.array_record_module import ArrayRecordReader
 
+from dualtoken_jax.data.array_records import open_reader
 from dualtoken_jax.data.images import BadImage
 from dualtoken_jax.data.manifest import Kind, Shard, checksum_of, join
 from dualtoken_jax.data.parquet_shards import read_layout
@@ -54,7 +54,7 @@ class ShardIndexer:
         checksum = stream.checksum()
         try:
             examples, labels, bad = _look_through(path)
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:  # not the storage's, which has just given all of it
             return Shard(name, 0, stream.size, checksum), _notes({}, f"no whole ArrayRecord file: {error}", 0)
         if bad == examples:
             return Shard(name, 0, stream.size, checksum), _notes({}, "none of its records is one of ours", 0)
@@ -82,9 +82,7 @@ def _notes(left_out: dict[str, int], damage: str, labels: int) -> dict[str, Any]
 
 def _look_through(path: str) -> tuple[int, int, int]:
     """(records, one more than the largest label, records that are not ours or damaged)."""
-    reader = ArrayRecordReader(path, options="readahead_buffer_size:0,max_parallelism:0")
-    if not reader.ok():
-        raise RuntimeError("it cannot be opened")
+    reader = open_reader(path)
     count, labels, bad = reader.num_records(), 0, 0
     for start in range(0, count, _TOGETHER):
         for position in range(start, min(start + _TOGETHER, count)):
