@@ -12,13 +12,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import serialization
-from jax.experimental import multihost_utils
 
 from dualtoken_jax import integrity
+from dualtoken_jax.agreement import by_first
 from dualtoken_jax.tasks.state import TrainState
 
 _TIMES = "_CHECKPOINT_METADATA"  # Orbax adds the time of the commit after the seal; no restore depends on it
-_NONE = -1  # no step, where an integer must be
 
 log = logging.getLogger("dualtoken_jax")
 
@@ -108,19 +107,7 @@ class Checkpoints:
         """The newest step that is as it was written; the same on every host."""
         if self.latest is None:
             raise CheckpointError(f"{self.workdir} holds no finished checkpoint; train first")
-        found = _NONE
-        if jax.process_index() == 0:
-            try:
-                found = self._check_newest()
-            except OSError:  # the others wait for an answer
-                log.exception("the checkpoints in %s cannot be looked at", self._folder)
-        if jax.process_count() > 1:
-            found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
-        if found == _NONE:
-            raise CheckpointError(
-                f"no checkpoint in {self.workdir} is as it was written; the log above tells what is damaged. "
-                "Restore the folder from a copy, or begin in another --workdir"
-            )
+        found = by_first(self._check_newest, CheckpointError)
         self._manager.reload()
         return found
 
@@ -133,7 +120,10 @@ class Checkpoints:
             log.error("the checkpoint of step %d is damaged, an older one is taken: %s", step, "; ".join(problems))
             if not self._read_only:
                 self._put_aside(path)
-        return _NONE
+        raise CheckpointError(
+            f"no checkpoint in {self.workdir} is as it was written; the log above tells what is damaged. "
+            "Restore the folder from a copy, or begin in another --workdir"
+        )
 
     def _put_aside(self, path: Path) -> None:
         """Out of the way of the same step, which will be done again; kept for whoever wants to know what happened."""

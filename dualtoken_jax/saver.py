@@ -6,9 +6,8 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
+from dualtoken_jax.agreement import anywhere
 from dualtoken_jax.checkpoint import CheckpointError, Checkpoints
 from dualtoken_jax.config import TrainConfig
 from dualtoken_jax.guards import Guards
@@ -65,20 +64,13 @@ class Saver:
             act()
         except CheckpointError as caught:
             error = caught
-        if not _anywhere(error is not None):
+        if not anywhere(error is not None):
             self._failing_since = None
             return True
         now = time.monotonic()
         self._failing_since = now if self._failing_since is None else self._failing_since
-        if _anywhere(now - self._failing_since > PATIENCE):
+        if anywhere(now - self._failing_since > PATIENCE):
             raise error or CheckpointError("another host has been unable to save for too long")
         log.error("%s. Training goes on, and saving is tried again", error or "another host could not save")
         self._checkpoints.reopen()
         return False
-
-
-def _anywhere(here: bool) -> bool:
-    """Whether it is so on any host."""
-    if jax.process_count() == 1:
-        return here
-    return bool(multihost_utils.process_allgather(np.array(here)).any())

@@ -1,0 +1,84 @@
+"""Several processes do alike what the first one finds, its errors included; the other processes are fakes."""
+
+import jax
+import numpy as np
+import pytest
+
+from dualtoken_jax import agreement, frozen_weights
+from dualtoken_jax.agreement import anywhere, by_first
+from dualtoken_jax.checkpoint import CheckpointError
+
+
+@pytest.fixture
+def process(monkeypatch):
+    """Makes this process the one of that number, of two; what process 0 tells, process 1 hears afterwards."""
+    said = []
+
+    def broadcast(array):
+        if jax.process_index() == 0:
+            said.append(np.array(array))
+            return said[-1]
+        assert array.shape == said[0].shape and array.dtype == said[0].dtype  # or the devices would hang
+        return said.pop(0)
+
+    def become(number):
+        monkeypatch.setattr(jax, "process_index", lambda: number)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(agreement.multihost_utils, "broadcast_one_to_all", broadcast)
+    return become
+
+
+def never():
+    raise AssertionError("only process 0 acts")
+
+
+@pytest.mark.parametrize("answer", [None, True, 7, 10**15, "drei Bäume", {"count": 2, "position": 2**40}])
+def test_all_have_the_answer_of_the_first(process, answer):
+    process(0)
+    assert by_first(lambda: answer, ValueError) == answer
+    process(1)
+    assert by_first(never, ValueError) == answer
+
+
+def test_an_error_of_the_first_ends_all_with_the_same_words(process):
+    def fails():
+        raise PermissionError("no access to /ü" + "x" * 5000)
+
+    process(0)
+    with pytest.raises(PermissionError, match="no access to /ü"):
+        by_first(fails, CheckpointError)
+    process(1)
+    with pytest.raises(CheckpointError, match=r"no access to /ü.*process 0"):
+        by_first(never, CheckpointError)
+
+
+def test_any_process_is_enough(monkeypatch):
+    assert [anywhere(True), anywhere(False)] == [True, False]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(agreement.multihost_utils, "process_allgather", lambda mine: np.stack([mine, np.array(True)]))
+    assert anywhere(False)
+
+
+@pytest.mark.parametrize(("sealed", "expected"), [([True, False], []), ([False, True], [0, 1])])
+def test_frozen_weights_are_written_by_all_or_by_none(sealed, expected, process, monkeypatch, tmp_path):
+    """Storage shows another process the seal later than the first, or sooner; all do what the first one sees."""
+    written = []
+
+    class Checkpointer:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def save(self, path, frozen):
+            written.append(jax.process_index())
+            path.mkdir(exist_ok=True)
+
+    monkeypatch.setattr(frozen_weights.ocp, "StandardCheckpointer", Checkpointer)
+    monkeypatch.setattr(frozen_weights.integrity, "is_sealed", lambda path: sealed[jax.process_index()])
+    for number in (0, 1):
+        process(number)
+        frozen_weights.save_frozen(tmp_path, {})
+    assert written == expected
