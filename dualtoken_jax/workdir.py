@@ -4,9 +4,8 @@ import json
 import re
 from pathlib import Path
 
-import jax
-
 from dualtoken_jax import config as config_lib
+from dualtoken_jax.agreement import by_first
 from dualtoken_jax.config import Config, ConfigError
 from dualtoken_jax.data.storage import write_whole
 from dualtoken_jax.frozen_weights import FROZEN
@@ -37,9 +36,13 @@ _RUNTIME = (
 def claim_workdir(config: Config, workdir: Path) -> None:
     """Creates the workdir with its config.json, or checks that what was trained there had the same config.
 
-    Raises ConfigError with the difference, or when the folder cannot be written, and what `check_copy` raises.
+    The first process does it for all. Raises ConfigError with the difference, or when the folder cannot be written,
+    and what `check_copy` raises.
     """
-    workdir = Path(workdir)
+    by_first(lambda: _claim(config, Path(workdir)), ConfigError)
+
+
+def _claim(config: Config, workdir: Path) -> None:
     file, text = workdir / "config.json", json.dumps(config_lib.to_json(config), indent=1) + "\n"
     if file.exists() and file.read_text() == text:
         return
@@ -57,11 +60,10 @@ def claim_workdir(config: Config, workdir: Path) -> None:
             )
     else:
         check_copy(config, workdir, load_config(workdir) if file.exists() else None)
-    if jax.process_index() == 0:
-        try:
-            write_whole(str(file), text.encode())
-        except OSError as error:
-            raise ConfigError(f"workdir {workdir} cannot be written: {error}; choose another --workdir") from error
+    try:
+        write_whole(str(file), text.encode())
+    except OSError as error:
+        raise ConfigError(f"workdir {workdir} cannot be written: {error}; choose another --workdir") from error
 
 
 def _kept_inputs(before: Config, config: Config, workdir: Path) -> tuple[str, ...]:

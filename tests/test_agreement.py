@@ -7,6 +7,8 @@ import pytest
 from dualtoken_jax import agreement, frozen_weights
 from dualtoken_jax.agreement import anywhere, by_first
 from dualtoken_jax.checkpoint import CheckpointError
+from dualtoken_jax.config import ConfigError
+from dualtoken_jax.workdir_lock import FILE, WorkdirLock
 
 
 @pytest.fixture
@@ -82,3 +84,16 @@ def test_frozen_weights_are_written_by_all_or_by_none(sealed, expected, process,
         process(number)
         frozen_weights.save_frozen(tmp_path, {})
     assert written == expected
+
+
+def test_a_workdir_in_use_is_refused_on_all_processes(process, tmp_path):
+    process(0)
+    with WorkdirLock(tmp_path, patience=0):
+        process(1)
+        with WorkdirLock(tmp_path, patience=0):  # of the same run: it hears that the first one has the lock
+            pass
+        assert (tmp_path / FILE).read_text().startswith("process ")
+        for number in (0, 1):
+            process(number)
+            with pytest.raises(ConfigError, match=r"is in use by process \d+ on .*another --workdir"):
+                WorkdirLock(tmp_path, patience=0).__enter__()
