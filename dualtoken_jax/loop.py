@@ -15,8 +15,10 @@ import jax
 from jax.sharding import Mesh
 
 from dualtoken_jax import sharding
+from dualtoken_jax.agreement import anywhere
 from dualtoken_jax.checkpoint import CheckpointError, Checkpoints
 from dualtoken_jax.config import Config
+from dualtoken_jax.data.bad_images import TooManyBadImages
 from dualtoken_jax.data.dataset import TrainingData, open_training
 from dualtoken_jax.data.pipeline import Batches, batches
 from dualtoken_jax.data.text import open_text_tokenizer
@@ -49,7 +51,7 @@ def run(config: Config, workdir: Path, frozen: dict | None = None, begin: dict |
 
     `begin` replaces fields of a fresh state, as an earlier stage left them.
     Raises ConfigError for a workdir of another config or one in use, NonFiniteError, CheckpointError, what reading data
-    raises, or Interrupted after SIGTERM or Ctrl-C, when everything is saved.
+    raises; when everything is saved, Interrupted after SIGTERM or Ctrl-C, and TooManyBadImages.
     """
     workdir, train = Path(workdir), config.train
     mesh = sharding.make_mesh(config.mesh)
@@ -99,8 +101,12 @@ def _train(
         while True:
             if _due(step, train.evaluate_every, train.steps):
                 progress.pause("evaluating")
-                with guards.busy("evaluate", rescue=partial(saver.rescue, state, training.state(position))):
-                    _evaluate_unless_stopped(task, state, config, mesh, writer, guards)
+                try:
+                    with guards.busy("evaluate", rescue=partial(saver.rescue, state, training.state(position))):
+                        _evaluate_unless_stopped(task, state, config, mesh, writer, guards)
+                except TooManyBadImages:
+                    _save(saver, state, training.state(position), True)
+                    raise
             stopping = guards.stop.due()
             done = step >= train.steps or stopping
             if done or saver.due(step):
@@ -109,6 +115,8 @@ def _train(
                 break
             with guards.busy("data", rescue=partial(saver.rescue, state, training.state(position))):
                 rows = next(data)
+            if data.bad.trouble is not None:  # perhaps here only: all stop together, a step or a few later
+                guards.stop.request()
             with guards.busy("transfer"):
                 batch = sharding.to_global(rows, mesh)
             # There is nothing to rescue from the first step: it starts from what is saved, or from nothing.
@@ -130,6 +138,7 @@ def _train(
     with guards.busy("save"):
         checkpoints.close()
     if stopping or guards.stop.requested:  # also while the last step was saved
+        data.bad.check(anywhere(data.bad.trouble is not None))
         raise Interrupted(f"stopped after step {step} of {train.steps}; saved in {workdir}, the same command resumes")
     return state
 

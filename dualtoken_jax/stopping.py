@@ -41,6 +41,13 @@ class StopRequest:
             self._noticed.set()
         return self.requested
 
+    def request(self) -> None:
+        """Asks for a stop as a notice to this process would."""
+        if jax.process_count() > 1:
+            signal.raise_signal(signal.SIGTERM)  # JAX's own handler hears it and tells the other processes
+        else:
+            self.requested = True
+
     @contextlib.contextmanager
     def rescue(self, act: Callable[[], None]) -> Iterator[None]:
         """For a stretch in which the loop may be deaf: what to do, in another thread, before the process is ended."""

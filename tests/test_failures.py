@@ -1,7 +1,9 @@
 """What a run does when it is stopped, hangs, fails to save, or finds values that are not finite."""
 
 import dataclasses
+import itertools
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +18,8 @@ from conftest import tiny_config
 from dualtoken_jax import goodput, loop, saver, stopping, stragglers
 from dualtoken_jax.checkpoint import CheckpointError, Checkpoints
 from dualtoken_jax.config import ConfigError
+from dualtoken_jax.data.bad_images import BadImageCounter, TooManyBadImages
+from dualtoken_jax.data.images import BadImage
 from dualtoken_jax.metric_writer import MetricWriter
 from dualtoken_jax.workdir_lock import WorkdirLock
 
@@ -193,6 +197,61 @@ def test_after_repeated_skips_it_goes_back_and_on_behind_the_data(tmp_path, monk
     # Steps 7, 8 and 9 are skipped; back at step 4 (8 is saved too, with two skips behind it), then on behind them.
     assert data["position"] > 12 * 16 and data["position"] % 16 == 0
     assert "The newest checkpoint is good; examples up to number" in caplog.text
+
+
+def bad_from(position):
+    """`loop.host_batches`, which finds 20 bad pictures in every batch from this position on."""
+    real, problem = loop.host_batches, ("/pictures/a.jpg", BadImage("truncated"))
+
+    def batches(training, config, mesh, start):
+        inner, at = real(training, config, mesh, start), itertools.count(start, config.train.batch_size)
+
+        class Spoiled:
+            bad, close = inner.bad, inner.close
+
+            def __next__(self):
+                self.bad.record([problem] * 20 if next(at) >= position else [])
+                return next(inner)
+
+        return Spoiled()
+
+    return batches
+
+
+def test_too_many_bad_pictures_stop_the_run_when_it_has_saved(tmp_path, monkeypatch):
+    config = contrastive_config(checkpoint_every=1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "host_batches", bad_from(5 * 16))
+        with pytest.raises(TooManyBadImages, match=r"(?s)20 of the last 100 images.*a.jpg: truncated.*resumes behind"):
+            loop.run(config, tmp_path)
+    assert Checkpoints(tmp_path, read_only=True).latest == 6
+    assert int(loop.run(config, tmp_path).step) == 12
+
+
+def test_an_evaluation_of_bad_pictures_stops_the_run_when_it_has_saved(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise TooManyBadImages("all of them")
+
+    monkeypatch.setattr(loop, "evaluate", fails)
+    with pytest.raises(TooManyBadImages):
+        loop.run(contrastive_config(checkpoint_every=1000, evaluate_every=3), tmp_path)
+    assert Checkpoints(tmp_path, read_only=True).latest == 3
+
+
+def test_one_of_several_processes_asks_all_to_stop_by_the_notice_that_jax_hears(monkeypatch):
+    heard = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(stopping.signal, "raise_signal", heard.append)
+    with stopping.StopRequest() as stop:
+        stop.request()
+        assert heard == [signal.SIGTERM] and not stop.requested  # JAX says when: at the same step everywhere
+
+
+def test_an_error_of_another_process_is_told_without_its_pictures():
+    counter = BadImageCounter()
+    counter.check()
+    with pytest.raises(TooManyBadImages, match="another process"):
+        counter.check(elsewhere=True)
 
 
 def _like(leaf):
