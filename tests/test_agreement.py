@@ -1,4 +1,10 @@
-"""Several processes do alike what the first one finds, its errors included; the other processes are fakes."""
+"""Several processes do alike what the first one finds, its errors included; the other processes are mostly fakes."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -97,3 +103,48 @@ def test_a_workdir_in_use_is_refused_on_all_processes(process, tmp_path):
             process(number)
             with pytest.raises(ConfigError, match=r"is in use by process \d+ on .*another --workdir"):
                 WorkdirLock(tmp_path, patience=0).__enter__()
+
+
+TWO = """
+import sys, time
+sys.path.insert(0, "tests")
+import conftest, jax
+from dualtoken_jax import distributed
+from dualtoken_jax.agreement import anywhere, by_first
+from dualtoken_jax.stopping import StopRequest
+
+def fails():
+    raise PermissionError("no access")
+
+distributed.join()
+print(by_first(lambda: [jax.process_index(), "ü"], ValueError), anywhere(jax.process_index() == 1), anywhere(False))
+try:
+    by_first(fails, ValueError)
+except (PermissionError, ValueError) as error:
+    print(error)
+with StopRequest() as stop:
+    for step in range(1000):
+        if stop.due():
+            break
+        if step == 3 and jax.process_index() == 1:
+            stop.request()
+        anywhere(False)  # a step
+        time.sleep(0.02)
+print(step)
+"""
+
+
+def test_two_real_processes_agree_and_stop_at_the_same_step():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    shared = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    options = {"cwd": Path(__file__).parents[1], "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", TWO]
+    children = [subprocess.Popen(command, env=shared | {"JAX_PROCESS_ID": str(i)}, **options) for i in range(2)]
+    told = [child.communicate(timeout=300) for child in children]
+    assert [child.returncode for child in children] == [0, 0], told
+    lines = [[line for line in output.splitlines() if not line.startswith("[Gloo]")] for output, _ in told]
+    assert lines[0][0] == lines[1][0] == "[0, 'ü'] True False"
+    assert lines[0][1] == "no access" and lines[1][1] == "no access (so process 0)"
+    assert lines[0][2] == lines[1][2] and 3 < int(lines[0][2]) < 999
