@@ -27,14 +27,17 @@ class Saver:
     """Saves every `train.checkpoint_every` steps, and while saving fails ten times as often."""
 
     def __init__(self, checkpoints: Checkpoints, train: TrainConfig, guards: Guards):
-        self._checkpoints, self._every, self._guards = checkpoints, train.checkpoint_every, guards
+        self._checkpoints, self._guards = checkpoints, guards
+        self._every, self._log_every = train.checkpoint_every, train.log_every
         self._failing_since: float | None = None
         self._finite = jax.jit(all_finite)
 
     def due(self, step: int) -> bool:
         """Whether to save before the next step."""
         often = max(1, self._every // 10)
-        if step % often == 0 and self._failing_since is None:
+        # The hosts have just exchanged their times to log them (progress.py, stragglers.py): another exchange costs
+        # nothing here, while at other moments it would make all of them wait for the step that runs.
+        if (step - 1) % self._log_every == 0 and self._failing_since is None:
             self._try(self._checkpoints.check)  # a write in the background that failed since the last save
         return step > 0 and step % (self._every if self._failing_since is None else often) == 0
 
