@@ -28,6 +28,7 @@ from dualtoken_jax.frozen_weights import save_frozen
 from dualtoken_jax.guards import Guards
 from dualtoken_jax.metric_writer import MetricWriter
 from dualtoken_jax.progress import Progress
+from dualtoken_jax.rollbacks import Rollbacks, read_rollbacks, write_rollbacks
 from dualtoken_jax.saver import NonFiniteState, Saver
 from dualtoken_jax.tasks import make_task
 from dualtoken_jax.tasks.state import TrainState
@@ -62,14 +63,21 @@ def run(config: Config, workdir: Path, frozen: dict | None = None, begin: dict |
             config = keep_text_tokenizer(config, workdir)
             if frozen:
                 save_frozen(workdir, frozen)
-        position = None
-        for _ in range(train.max_rollbacks + 1):
+            rollbacks = read_rollbacks(workdir)
+        while True:
             try:
-                return _train(config, workdir, mesh, guards, (frozen or {}, begin or {}), position)
+                return _train(config, workdir, mesh, guards, (frozen or {}, begin or {}), rollbacks.position)
             except _RolledBack as error:
-                why, position = error, error.position
-                log.error("%s. The newest checkpoint is good; examples up to number %d are passed over", why, position)
-    raise NonFiniteError(f"{why}, and so it was after going back {train.max_rollbacks} times (train.max_rollbacks)")
+                if rollbacks.count >= train.max_rollbacks:
+                    raise NonFiniteError(
+                        f"{error}, and so it was after going back {rollbacks.count} times since the run began; "
+                        f"train.max_rollbacks is {train.max_rollbacks}, and with a higher one the same command goes on"
+                    ) from error
+                rollbacks = Rollbacks(rollbacks.count + 1, error.position)
+                write_rollbacks(workdir, rollbacks)
+                log.error(
+                    "%s. The newest checkpoint is good; examples up to number %d are passed over", error, error.position
+                )
 
 
 class _RolledBack(Exception):
@@ -81,16 +89,15 @@ class _RolledBack(Exception):
 
 
 def _train(
-    config: Config, workdir: Path, mesh: Mesh, guards: Guards, given: tuple[dict, dict], position: int | None
+    config: Config, workdir: Path, mesh: Mesh, guards: Guards, given: tuple[dict, dict], first: int
 ) -> TrainState:
-    """From the newest checkpoint on; at `position` instead of its own where that is given."""
+    """From the newest checkpoint on, at its position, which is `first` at least."""
     train, task = config.train, make_task(config)
     checkpoints = Checkpoints(workdir, train.keep_checkpoints)
     saver, training = Saver(checkpoints, train, guards), open_training(config.data, config.seed)
     with guards.busy("restore"):
         state, saved = start_state(task, config, mesh, checkpoints, *given)
-    if position is None:
-        position = training.position(saved) if saved else 0
+    position = max(first, training.position(saved) if saved else 0)
     step, compiled = int(state.step), False
     guards.clock.resumed(step)
     data, writer = host_batches(training, config, mesh, position), MetricWriter(workdir, step)

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from dualtoken_jax import config as config_lib
+from dualtoken_jax import rollbacks
 from dualtoken_jax.agreement import by_first
 from dualtoken_jax.config import Config, ConfigError
 from dualtoken_jax.data.storage import write_whole
@@ -46,24 +47,29 @@ def _claim(config: Config, workdir: Path) -> None:
     file, text = workdir / "config.json", json.dumps(config_lib.to_json(config), indent=1) + "\n"
     if file.exists() and file.read_text() == text:
         return
-    if is_trained(workdir):
-        before = load_config(workdir)
-        free = _RUNTIME + _kept_inputs(before, config, workdir)
-        lines = [
-            line for line in config_lib.difference(before, config) if not re.sub(r"\[\d+\]", "", line).startswith(free)
-        ]
-        if lines:
-            listing = "\n  ".join(lines)
-            raise ConfigError(
-                f"{workdir} was made with another config (there → here):\n  {listing}\n"
-                "Use another --workdir, or the same settings to resume"
-            )
-    else:
-        check_copy(config, workdir, load_config(workdir) if file.exists() else None)
+    trained = is_trained(workdir)
+    before = load_config(workdir) if trained or file.exists() else None
+    changes = _changes(before, config, workdir) if before else []
+    if trained and changes:
+        listing = "\n  ".join(changes)
+        raise ConfigError(
+            f"{workdir} was made with another config (there → here):\n  {listing}\n"
+            "Use another --workdir, or the same settings to resume"
+        )
+    if not trained:
+        check_copy(config, workdir, before)
     try:
+        if changes:
+            (workdir / rollbacks.FILE).unlink(missing_ok=True)  # the new settings have not gone back yet
         write_whole(str(file), text.encode())
     except OSError as error:
         raise ConfigError(f"workdir {workdir} cannot be written: {error}; choose another --workdir") from error
+
+
+def _changes(before: Config, config: Config, workdir: Path) -> list[str]:
+    """What makes another run of it, a line each."""
+    free = _RUNTIME + _kept_inputs(before, config, workdir)
+    return [line for line in config_lib.difference(before, config) if not re.sub(r"\[\d+\]", "", line).startswith(free)]
 
 
 def _kept_inputs(before: Config, config: Config, workdir: Path) -> tuple[str, ...]:

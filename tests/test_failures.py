@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from dualtoken_jax import goodput, loop, saver, stopping, stragglers
+from dualtoken_jax import goodput, loop, rollbacks, saver, stopping, stragglers
 from dualtoken_jax.checkpoint import CheckpointError, Checkpoints
 from dualtoken_jax.config import ConfigError
 from dualtoken_jax.data.bad_images import BadImageCounter, TooManyBadImages
 from dualtoken_jax.data.images import BadImage
 from dualtoken_jax.metric_writer import MetricWriter
+from dualtoken_jax.rollbacks import Rollbacks, read_rollbacks, write_rollbacks
+from dualtoken_jax.workdir import claim_workdir
 from dualtoken_jax.workdir_lock import WorkdirLock
 
 ROOT = Path(__file__).parents[1]
@@ -259,10 +261,48 @@ def _like(leaf):
 
 
 def test_it_goes_back_a_bounded_number_of_times(tmp_path, monkeypatch):
-    config = contrastive_config(max_consecutive_skips=2, max_rollbacks=2)
-    monkeypatch.setattr(loop, "host_batches", poisoned_between(0, 10**9))
-    with pytest.raises(loop.NonFiniteError, match="2 steps in a row.*going back 2 times"):
+    """Over all starts, each of which goes on behind the examples that the earlier ones passed over."""
+    starts, poisoned = [], poisoned_between(0, 10**9)
+    monkeypatch.setattr(loop, "host_batches", lambda *given: (starts.append(given[-1]), poisoned(*given))[1])
+    for allowed, expected in ((1, 2), (2, 2), (2, 1)):
+        starts.clear()
+        config = contrastive_config(max_consecutive_skips=2, max_rollbacks=allowed)
+        with pytest.raises(loop.NonFiniteError, match=f"2 steps in a row.*going back {allowed} times.*max_rollbacks"):
+            loop.run(config, tmp_path)
+        assert len(starts) == expected and starts == sorted(set(starts))
+    assert starts[0] > 2 * 2 * 16
+
+
+def test_examples_that_were_passed_over_are_not_met_again_after_a_restart(tmp_path, monkeypatch):
+    config = contrastive_config(max_consecutive_skips=3)
+    monkeypatch.setattr(loop, "host_batches", poisoned_between(0, 9 * 16))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "write_rollbacks", dies_after(loop.write_rollbacks))
+        with pytest.raises(ZeroDivisionError):
+            loop.run(config, tmp_path)
+    write_rollbacks(tmp_path, read_rollbacks(tmp_path)._replace(position=9 * 16))
+    assert int(loop.run(config, tmp_path).total_skips) == 0
+    assert read_rollbacks(tmp_path) == (1, 9 * 16)
+    (tmp_path / rollbacks.FILE).write_text("{")
+    with pytest.raises(ConfigError, match="rollbacks.json is damaged.*remove it"):
         loop.run(config, tmp_path)
+
+
+def dies_after(act):
+    def dying(*arguments):
+        act(*arguments)
+        raise ZeroDivisionError
+
+    return dying
+
+
+def test_other_settings_begin_with_no_rollbacks_behind_them(tmp_path):
+    claim_workdir(contrastive_config(), tmp_path)
+    write_rollbacks(tmp_path, Rollbacks(3, 100))
+    claim_workdir(contrastive_config(), tmp_path)
+    assert read_rollbacks(tmp_path) == (3, 100)
+    claim_workdir(contrastive_config(steps=13), tmp_path)
+    assert read_rollbacks(tmp_path) == (0, 0)
 
 
 def test_every_second_is_accounted_for(tmp_path):
