@@ -2,6 +2,7 @@
 
 import json
 import logging
+import traceback
 from pathlib import Path
 
 import jax
@@ -32,6 +33,18 @@ from dualtoken_jax.workdir import claim_workdir, load_config
 log = logging.getLogger("dualtoken_jax")
 EXPECTED_ERRORS = (ConfigError, CheckpointError, loop.NonFiniteError, TooManyBadImages, OSError, ValueError)
 RESTARTABLE = (loop.Interrupted, DataError)  # what starting again mends
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether the message alone tells what to do.
+
+    This program's own ValueErrors do; one that a library raises is a mistake in here, and wants its traceback.
+    """
+    if not isinstance(error, ValueError):
+        return isinstance(error, EXPECTED_ERRORS)
+    frames = traceback.extract_tb(error.__traceback__)
+    from_jax = any("JAX" in note for note in getattr(error, "__notes__", []))  # which cuts its frames off, and says so
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent) and not from_jax
 
 
 def run(config: Config, workdir: Path) -> dict:
