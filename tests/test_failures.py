@@ -337,7 +337,10 @@ def test_goodput_counts_what_was_lost_and_what_was_down():
 
 def test_the_goodput_command(tmp_path, capsys):
     (tmp_path / goodput.FILE).write_text(
-        json.dumps({"attempt": 1, "time": 10, "step": 4, "spent": {"start": 1.0, "step": 9.0}}) + "\n{cut sho"
+        json.dumps({"attempt": 1, "time": 10, "step": 4, "spent": {"start": 1.0, "step": 9.0}})
+        + "\n[1]\n"
+        + json.dumps({"attempt": 1, "time": "ten", "step": 4, "spent": {}})
+        + "\n{cut sho"
     )
     goodput.main([str(tmp_path)])
     assert "goodput         90.0 %  in 1 starts" in capsys.readouterr().out

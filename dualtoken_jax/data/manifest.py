@@ -95,4 +95,7 @@ def read_manifest(folder: str) -> Manifest:
             f"there is no {where}: make it with `python -m dualtoken_jax.data.prepare index` or `convert`"
         ) from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{where} is no manifest of a prepared dataset: {error!r}") from error
+        raise ValueError(
+            f"{where} is no manifest of a prepared dataset: {error!r}; restore it, or remove it and make it again with "
+            "`python -m dualtoken_jax.data.prepare index`"
+        ) from error
