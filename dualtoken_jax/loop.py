@@ -126,6 +126,7 @@ def _train(
                 guards.stop.request()
             with guards.busy("transfer"):
                 batch = sharding.to_global(rows, mesh)
+            del rows  # of a worker they lie in shared memory, and an error's traceback would keep them there
             # There is nothing to rescue from the first step: it starts from what is saved, or from nothing.
             with contextlib.nullcontext() if compiled else guards.busy("compile", rescue=lambda: None):
                 state, metrics = train_step(state, batch)
