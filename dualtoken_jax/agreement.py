@@ -31,7 +31,7 @@ def by_first(act: Callable[[], Any], error: type[Exception]) -> Any:
     if raised is not None:
         raise raised
     if told["error"] is not None:
-        raise error(f"{told['error']} (so process 0)")
+        raise error(f"{told['error']} (found by process 0)")
     return told["answer"]
 
 

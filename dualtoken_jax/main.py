@@ -14,6 +14,7 @@ from absl import app, flags
 from dualtoken_jax import exit_codes, recipe_flag
 
 _CONFIG = recipe_flag.define_recipe("configs/tokenizer.py")
+flags.declare_key_flag("config")  # for --help
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME of the recipe when left out.")
 
 _LAST = 1.0  # seconds for the other processes, which end with the same error, to do so

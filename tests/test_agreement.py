@@ -146,5 +146,5 @@ def test_two_real_processes_agree_and_stop_at_the_same_step():
     assert [child.returncode for child in children] == [0, 0], told
     lines = [[line for line in output.splitlines() if not line.startswith("[Gloo]")] for output, _ in told]
     assert lines[0][0] == lines[1][0] == "[0, 'ü'] True False"
-    assert lines[0][1] == "no access" and lines[1][1] == "no access (so process 0)"
+    assert lines[0][1] == "no access" and lines[1][1] == "no access (found by process 0)"
     assert lines[0][2] == lines[1][2] and 3 < int(lines[0][2]) < 999

@@ -47,6 +47,12 @@ def test_wrong_flags_are_one_line(flags, said):
     assert re.search(said, errors), errors
 
 
+def test_help_names_both_flags():
+    command = [sys.executable, "-m", "dualtoken_jax.main", "--help"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120).stdout
+    assert "--config" in told and "--workdir" in told and "VARIANT" in told
+
+
 def test_expected_errors_are_one_line_and_the_code_for_no_restart(tmp_path):
     code, errors = run(f"--workdir={tmp_path}", "--config.data.source=folder", "--config.data.path=nowhere")
     assert (code, errors) == (exit_codes.FAILED, "error: there is no image folder nowhere\n")
