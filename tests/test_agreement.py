@@ -126,7 +126,7 @@ with StopRequest() as stop:
     for step in range(1000):
         if stop.due():
             break
-        if step == 3 and jax.process_index() == 1:
+        if step >= 3 and jax.process_index() == 1:
             stop.request()
         anywhere(False)  # a step
         time.sleep(0.02)

@@ -246,6 +246,7 @@ def test_one_of_several_processes_asks_all_to_stop_by_the_notice_that_jax_hears(
     monkeypatch.setattr(stopping.signal, "raise_signal", heard.append)
     with stopping.StopRequest() as stop:
         stop.request()
+        stop.request()  # the next batch is as bad
         assert heard == [signal.SIGTERM] and not stop.requested  # JAX says when: at the same step everywhere
 
 
