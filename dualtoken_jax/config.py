@@ -32,7 +32,7 @@ class TrainConfig:
     ema_decay: float | None = None  # of the weight average that is evaluated and exported; None keeps none
     # Non-finite steps in a row after which the run goes back to the newest checkpoint and on behind these examples.
     max_consecutive_skips: int = 20
-    max_rollbacks: int = 3  # times in one start that it does so before it stops
+    max_rollbacks: int = 3  # times that it does so, over all its starts, before it stops
     # Without a step for so many seconds, and for 10 × the median step, the run hangs: it shows its stacks and exits to
     # be started again.
     hang_seconds: float = 120.0

@@ -7,6 +7,12 @@ from pathlib import Path
 
 import jax
 
+from dualtoken_jax.config import ConfigError
+
+_SAY = (
+    "JAX_COORDINATOR_ADDRESS is the host:port of process 0, JAX_NUM_PROCESSES how many there are, and JAX_PROCESS_ID, "
+    "from 0 on, which one this is"
+)
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead; JAX waits for 100
 
 
@@ -16,14 +22,26 @@ def join() -> None:
     JAX's own detection of the cluster fills in what is not given: on TPU pods (one slice or several), under SLURM's
     srun, under Open MPI and in the pods of an indexed Kubernetes job. Anywhere else the three variables
     JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID say it.
+
+    Raises ConfigError where they are wrong, or where JAX has no devices.
     """
     if expects_others(os.environ, _has_tpu()):
-        number = lambda name: int(os.environ[name]) if name in os.environ else None  # noqa: E731
-        jax.distributed.initialize(  # it reads the address by itself, but not the two numbers
-            num_processes=number("JAX_NUM_PROCESSES"),
-            process_id=number("JAX_PROCESS_ID"),
-            heartbeat_timeout_seconds=HEARTBEAT,
-        )
+        given = [_number(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
+        try:  # it reads the address by itself, but not the two numbers
+            jax.distributed.initialize(None, *given, heartbeat_timeout_seconds=HEARTBEAT)
+        except ValueError as error:
+            raise ConfigError(f"this process cannot join the others of its run: {error} {_SAY}") from error
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise ConfigError(f"{error}; JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', 'not set')}") from error
+
+
+def _number(name: str) -> int | None:
+    text = os.environ.get(name)
+    if text is not None and not text.isdecimal():
+        raise ConfigError(f"{name} is {text!r}, which is no number. {_SAY}")
+    return None if text is None else int(text)
 
 
 def expects_others(environment: Mapping[str, str], has_tpu: bool) -> bool:

@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 
 from dualtoken_jax import job
-from dualtoken_jax.checkpoint import load_config
 from dualtoken_jax.evaluation.protocols import PROTOCOLS
 from dualtoken_jax.flags import positive
 from dualtoken_jax.protocol_run import run_protocol
+from dualtoken_jax.workdir import load_config
 
 
 def main(arguments: list[str] | None = None) -> None:

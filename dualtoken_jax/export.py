@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from dualtoken_jax import job
-from dualtoken_jax.checkpoint import load_config, load_frozen
 from dualtoken_jax.data.words import WordTokenizer
+from dualtoken_jax.frozen_weights import load_frozen
 from dualtoken_jax.interop.huggingface import Export, write_export
 from dualtoken_jax.interop.model_card import model_card
 from dualtoken_jax.interop.output import new_folder
@@ -22,6 +22,7 @@ from dualtoken_jax.interop.released_files import write_released
 from dualtoken_jax.interop.released_names import released_table
 from dualtoken_jax.pretrained import open_workdir
 from dualtoken_jax.text_tokenizer_copy import with_kept_text_tokenizer
+from dualtoken_jax.workdir import load_config
 
 
 def main(arguments: list[str] | None = None) -> None:

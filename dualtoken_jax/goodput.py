@@ -143,8 +143,15 @@ def read(workdir: Path) -> list[dict]:
     for text in file.read_text().splitlines() if file.exists() else []:
         with contextlib.suppress(json.JSONDecodeError):
             line = json.loads(text)
-            lines += [line] if isinstance(line, dict) and line.keys() >= {"attempt", "time", "step", "spent"} else []
+            lines += [line] if _is_line(line) else []
     return lines
+
+
+def _is_line(line: object) -> bool:
+    match line:
+        case {"attempt": int() | float(), "time": int() | float(), "step": int() | None, "spent": dict(spent)}:
+            return all(isinstance(seconds, int | float) for seconds in spent.values())
+    return False
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -156,7 +163,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         found = summarise(read(flags.workdir))
     except ValueError as error:
-        parser.exit(1, f"error: {flags.workdir / FILE}: {error}\n")
+        parser.exit(1, f"error: {flags.workdir / FILE}: {error}; give the folder of a run, such as runs/demo\n")
     if flags.json:
         print(json.dumps(found, indent=1))
         return

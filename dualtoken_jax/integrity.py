@@ -10,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from dualtoken_jax.data.storage import PARTIAL, write_whole
+
 SEAL = "digests.json"
 _THREADS = 8  # hashing releases the GIL, and network file systems answer several readers faster than one
 _CHUNK = 2**22  # bytes
@@ -18,9 +20,7 @@ _CHUNK = 2**22  # bytes
 def seal(folder: Path, without: tuple[str, ...] = ()) -> None:
     """Writes the digests of all files but those named `without`, whole or not at all."""
     files = _digests(folder, [name for name in _files(folder) if name not in without], _digest)
-    draft = folder / f".{SEAL}.partial"
-    draft.write_text(json.dumps({"files": files, "digest": _of(files)}))
-    draft.replace(folder / SEAL)
+    write_whole(str(folder / SEAL), json.dumps({"files": files, "digest": _of(files)}).encode())
 
 
 def is_sealed(folder: Path) -> bool:
@@ -47,7 +47,7 @@ def damage(folder: Path) -> list[str]:
 
 def _files(folder: Path) -> list[str]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [path.relative_to(folder).as_posix() for path in paths if path.name not in (SEAL, f".{SEAL}.partial")]
+    return [path.relative_to(folder).as_posix() for path in paths if path.name not in (SEAL, SEAL + PARTIAL)]
 
 
 def _digests(folder: Path, names: list[str], digest: Callable[[Path], list]) -> dict[str, list]:

@@ -2,20 +2,14 @@
 
 import json
 import logging
+import traceback
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from dualtoken_jax import loop, sharding
-from dualtoken_jax.checkpoint import (
-    FROZEN,
-    CheckpointError,
-    Checkpoints,
-    claim_workdir,
-    load_config,
-    load_frozen,
-)
+from dualtoken_jax.checkpoint import CheckpointError, Checkpoints
 from dualtoken_jax.config import Config, ConfigError, teacher_config
 from dualtoken_jax.config_checks import check
 from dualtoken_jax.data.bad_images import TooManyBadImages
@@ -23,6 +17,7 @@ from dualtoken_jax.data.dataset import DataConfig, open_source, open_training
 from dualtoken_jax.data.reading import DataError
 from dualtoken_jax.data.text import open_fitting_tokenizer, text_tokenizer_file
 from dualtoken_jax.evaluation.report import format_value, write_report
+from dualtoken_jax.frozen_weights import FROZEN, load_frozen
 from dualtoken_jax.interop.lpips import load_lpips
 from dualtoken_jax.interop.name_table import shape_differences
 from dualtoken_jax.interop.released import model_shapes
@@ -33,10 +28,23 @@ from dualtoken_jax.tasks import make_task
 from dualtoken_jax.tasks.frozen import needs_lpips
 from dualtoken_jax.tasks.state import TrainState
 from dualtoken_jax.text_tokenizer_copy import keep_text_tokenizer, with_kept_text_tokenizer
+from dualtoken_jax.workdir import claim_workdir, load_config
 
 log = logging.getLogger("dualtoken_jax")
 EXPECTED_ERRORS = (ConfigError, CheckpointError, loop.NonFiniteError, TooManyBadImages, OSError, ValueError)
 RESTARTABLE = (loop.Interrupted, DataError)  # what starting again mends
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether the message alone tells what to do.
+
+    This program's own ValueErrors do; one that a library raises is a mistake in here, and wants its traceback.
+    """
+    if not isinstance(error, ValueError):
+        return isinstance(error, EXPECTED_ERRORS)
+    frames = traceback.extract_tb(error.__traceback__)
+    from_jax = any("JAX" in note for note in getattr(error, "__notes__", []))  # which cuts its frames off, and says so
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent) and not from_jax
 
 
 def run(config: Config, workdir: Path) -> dict:

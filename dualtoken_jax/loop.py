@@ -15,20 +15,25 @@ import jax
 from jax.sharding import Mesh
 
 from dualtoken_jax import sharding
-from dualtoken_jax.checkpoint import CheckpointError, Checkpoints, claim_workdir, save_frozen
+from dualtoken_jax.agreement import anywhere
+from dualtoken_jax.checkpoint import CheckpointError, Checkpoints
 from dualtoken_jax.config import Config
+from dualtoken_jax.data.bad_images import TooManyBadImages
 from dualtoken_jax.data.dataset import TrainingData, open_training
 from dualtoken_jax.data.pipeline import Batches, batches
 from dualtoken_jax.data.text import open_text_tokenizer
 from dualtoken_jax.evaluation.measure import Measurement, MeasurementStopped, measure
 from dualtoken_jax.evaluation.reconstruction import Samples, grid, sample
+from dualtoken_jax.frozen_weights import save_frozen
 from dualtoken_jax.guards import Guards
 from dualtoken_jax.metric_writer import MetricWriter
 from dualtoken_jax.progress import Progress
+from dualtoken_jax.rollbacks import Rollbacks, read_rollbacks, write_rollbacks
 from dualtoken_jax.saver import NonFiniteState, Saver
 from dualtoken_jax.tasks import make_task
 from dualtoken_jax.tasks.state import TrainState
 from dualtoken_jax.text_tokenizer_copy import keep_text_tokenizer
+from dualtoken_jax.workdir import claim_workdir
 
 log = logging.getLogger("dualtoken_jax")
 _SAMPLES = 16  # held-out pictures that are looked at
@@ -47,7 +52,7 @@ def run(config: Config, workdir: Path, frozen: dict | None = None, begin: dict |
 
     `begin` replaces fields of a fresh state, as an earlier stage left them.
     Raises ConfigError for a workdir of another config or one in use, NonFiniteError, CheckpointError, what reading data
-    raises, or Interrupted after SIGTERM or Ctrl-C, when everything is saved.
+    raises; when everything is saved, Interrupted after SIGTERM or Ctrl-C, and TooManyBadImages.
     """
     workdir, train = Path(workdir), config.train
     mesh = sharding.make_mesh(config.mesh)
@@ -58,14 +63,21 @@ def run(config: Config, workdir: Path, frozen: dict | None = None, begin: dict |
             config = keep_text_tokenizer(config, workdir)
             if frozen:
                 save_frozen(workdir, frozen)
-        position = None
-        for _ in range(train.max_rollbacks + 1):
+            rollbacks = read_rollbacks(workdir)
+        while True:
             try:
-                return _train(config, workdir, mesh, guards, (frozen or {}, begin or {}), position)
+                return _train(config, workdir, mesh, guards, (frozen or {}, begin or {}), rollbacks.position)
             except _RolledBack as error:
-                why, position = error, error.position
-                log.error("%s. The newest checkpoint is good; examples up to number %d are passed over", why, position)
-    raise NonFiniteError(f"{why}, and so it was after going back {train.max_rollbacks} times (train.max_rollbacks)")
+                if rollbacks.count >= train.max_rollbacks:
+                    raise NonFiniteError(
+                        f"{error}, and so it was after going back {rollbacks.count} times since the run began; "
+                        f"train.max_rollbacks is {train.max_rollbacks}, and with a higher one the same command goes on"
+                    ) from error
+                rollbacks = Rollbacks(rollbacks.count + 1, error.position)
+                write_rollbacks(workdir, rollbacks)
+                log.error(
+                    "%s. The newest checkpoint is good; examples up to number %d are passed over", error, error.position
+                )
 
 
 class _RolledBack(Exception):
@@ -77,16 +89,15 @@ class _RolledBack(Exception):
 
 
 def _train(
-    config: Config, workdir: Path, mesh: Mesh, guards: Guards, given: tuple[dict, dict], position: int | None
+    config: Config, workdir: Path, mesh: Mesh, guards: Guards, given: tuple[dict, dict], first: int
 ) -> TrainState:
-    """From the newest checkpoint on; at `position` instead of its own where that is given."""
+    """From the newest checkpoint on, at its position, which is `first` at least."""
     train, task = config.train, make_task(config)
     checkpoints = Checkpoints(workdir, train.keep_checkpoints)
     saver, training = Saver(checkpoints, train, guards), open_training(config.data, config.seed)
     with guards.busy("restore"):
         state, saved = start_state(task, config, mesh, checkpoints, *given)
-    if position is None:
-        position = training.position(saved) if saved else 0
+    position = max(first, training.position(saved) if saved else 0)
     step, compiled = int(state.step), False
     guards.clock.resumed(step)
     data, writer = host_batches(training, config, mesh, position), MetricWriter(workdir, step)
@@ -97,8 +108,12 @@ def _train(
         while True:
             if _due(step, train.evaluate_every, train.steps):
                 progress.pause("evaluating")
-                with guards.busy("evaluate", rescue=partial(saver.rescue, state, training.state(position))):
-                    _evaluate_unless_stopped(task, state, config, mesh, writer, guards)
+                try:
+                    with guards.busy("evaluate", rescue=partial(saver.rescue, state, training.state(position))):
+                        _evaluate_unless_stopped(task, state, config, mesh, writer, guards)
+                except TooManyBadImages:
+                    _save(saver, state, training.state(position), True)
+                    raise
             stopping = guards.stop.due()
             done = step >= train.steps or stopping
             if done or saver.due(step):
@@ -107,8 +122,11 @@ def _train(
                 break
             with guards.busy("data", rescue=partial(saver.rescue, state, training.state(position))):
                 rows = next(data)
+            if data.bad.trouble is not None:  # perhaps here only: all stop together, a step or a few later
+                guards.stop.request()
             with guards.busy("transfer"):
                 batch = sharding.to_global(rows, mesh)
+            del rows  # of a worker they lie in shared memory, and an error's traceback would keep them there
             # There is nothing to rescue from the first step: it starts from what is saved, or from nothing.
             with contextlib.nullcontext() if compiled else guards.busy("compile", rescue=lambda: None):
                 state, metrics = train_step(state, batch)
@@ -128,6 +146,7 @@ def _train(
     with guards.busy("save"):
         checkpoints.close()
     if stopping or guards.stop.requested:  # also while the last step was saved
+        data.bad.check(anywhere(data.bad.trouble is not None))
         raise Interrupted(f"stopped after step {step} of {train.steps}; saved in {workdir}, the same command resumes")
     return state
 

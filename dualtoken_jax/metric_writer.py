@@ -5,13 +5,14 @@ The method names are those of clu's MetricWriter. clu's own writers import Tenso
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 from tensorboardX import SummaryWriter
+
+from dualtoken_jax.data.storage import write_whole
 
 log = logging.getLogger("dualtoken_jax")
 
@@ -30,7 +31,7 @@ class MetricWriter:
         purge = None
         if first_step is not None:
             kept = [line for line in read_metrics(workdir) if line["step"] <= first_step]
-            write_atomically(self._file, "".join(json.dumps(line) + "\n" for line in kept))
+            write_whole(str(self._file), "".join(json.dumps(line) + "\n" for line in kept).encode())
             purge = first_step + 1
         self._tensorboard = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=purge)
 
@@ -85,10 +86,3 @@ def read_metrics(workdir: Path) -> list[dict[str, float]]:
         except json.JSONDecodeError:
             continue
     return lines
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """The old text or the new one, whatever happens in between."""
-    draft = file.with_suffix(".tmp")
-    draft.write_text(text)
-    os.replace(draft, file)

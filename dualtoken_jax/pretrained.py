@@ -4,16 +4,18 @@ import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from dualtoken_jax.checkpoint import CheckpointError, Checkpoints, load_config, load_frozen
+from dualtoken_jax.checkpoint import CheckpointError, Checkpoints
 from dualtoken_jax.config import ConfigError
 from dualtoken_jax.data.text import open_fitting_tokenizer
 from dualtoken_jax.data.words import WordTokenizer
+from dualtoken_jax.frozen_weights import FROZEN, load_frozen
 from dualtoken_jax.interop.huggingface import MODEL_TYPE, read_export
 from dualtoken_jax.interop.released_config import siglip_folder
 from dualtoken_jax.interop.released_files import read_released
 from dualtoken_jax.models.dualtoken import DualTokenConfig
 from dualtoken_jax.models.siglip import SiglipConfig
 from dualtoken_jax.text_tokenizer_copy import with_kept_text_tokenizer
+from dualtoken_jax.workdir import load_config
 
 _FIELDS = ("step", "params", "ema", "codebooks")  # the moments and the discriminator are as large as the model
 
@@ -118,7 +120,7 @@ def open_workdir(workdir: Path, weights: Literal["ema", "raw"] | None = None) ->
         raise ConfigError(
             f"{workdir} holds a {config.task} run, which has no codes; give the workdir of a tokenizer run"
         )
-    if not (workdir / "frozen").exists():
+    if not (workdir / FROZEN).exists():
         raise CheckpointError(
             f"{workdir} has no folder 'frozen', which holds the teacher's weights: its run is still "
             "training the teacher, or it was copied without it"

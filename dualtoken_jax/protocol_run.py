@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from dualtoken_jax import api
-from dualtoken_jax.checkpoint import load_config
 from dualtoken_jax.config import ConfigError
 from dualtoken_jax.data.dataset import open_source
 from dualtoken_jax.data.prompts import RECIPE, read_prompts
@@ -23,6 +22,7 @@ from dualtoken_jax.evaluation.retrieval import read_captions, retrieval
 from dualtoken_jax.interop.inception import load_inception
 from dualtoken_jax.interop.lpips import load_lpips
 from dualtoken_jax.interop.published import INCEPTION, LPIPS_LINEAR, VGG16
+from dualtoken_jax.workdir import load_config
 
 _SHOWN = 5  # unusable pictures that are named
 

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
+from dualtoken_jax.agreement import anywhere
 from dualtoken_jax.checkpoint import CheckpointError, Checkpoints
 from dualtoken_jax.config import TrainConfig
 from dualtoken_jax.guards import Guards
@@ -28,14 +27,17 @@ class Saver:
     """Saves every `train.checkpoint_every` steps, and while saving fails ten times as often."""
 
     def __init__(self, checkpoints: Checkpoints, train: TrainConfig, guards: Guards):
-        self._checkpoints, self._every, self._guards = checkpoints, train.checkpoint_every, guards
+        self._checkpoints, self._guards = checkpoints, guards
+        self._every, self._log_every = train.checkpoint_every, train.log_every
         self._failing_since: float | None = None
         self._finite = jax.jit(all_finite)
 
     def due(self, step: int) -> bool:
         """Whether to save before the next step."""
         often = max(1, self._every // 10)
-        if step % often == 0 and self._failing_since is None:
+        # The hosts have just exchanged their times to log them (progress.py, stragglers.py): another exchange costs
+        # nothing here, while at other moments it would make all of them wait for the step that runs.
+        if (step - 1) % self._log_every == 0 and self._failing_since is None:
             self._try(self._checkpoints.check)  # a write in the background that failed since the last save
         return step > 0 and step % (self._every if self._failing_since is None else often) == 0
 
@@ -66,20 +68,13 @@ class Saver:
             act()
         except CheckpointError as caught:
             error = caught
-        if not _anywhere(error is not None):
+        if not anywhere(error is not None):
             self._failing_since = None
             return True
         now = time.monotonic()
         self._failing_since = now if self._failing_since is None else self._failing_since
-        if _anywhere(now - self._failing_since > PATIENCE):
+        if anywhere(now - self._failing_since > PATIENCE):
             raise error or CheckpointError("another host has been unable to save for too long")
         log.error("%s. Training goes on, and saving is tried again", error or "another host could not save")
         self._checkpoints.reopen()
         return False
-
-
-def _anywhere(here: bool) -> bool:
-    """Whether it is so on any host."""
-    if jax.process_count() == 1:
-        return here
-    return bool(multihost_utils.process_allgather(np.array(here)).any())

@@ -29,7 +29,7 @@ class StopRequest:
     """
 
     def __init__(self):
-        self.requested, self._previous = False, {}
+        self.requested, self._asked, self._previous = False, False, {}
         self._rescue: Callable[[], None] | None = None
         self._noticed = threading.Event()
 
@@ -40,6 +40,14 @@ class StopRequest:
         if self.requested:
             self._noticed.set()
         return self.requested
+
+    def request(self) -> None:
+        """Asks for a stop as a notice to this process would; harmless to call twice."""
+        if jax.process_count() == 1:
+            self.requested = True
+        elif not self._asked:
+            self._asked = True
+            signal.raise_signal(signal.SIGTERM)  # JAX's own handler hears it and tells the other processes
 
     @contextlib.contextmanager
     def rescue(self, act: Callable[[], None]) -> Iterator[None]:

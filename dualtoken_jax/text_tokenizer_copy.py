@@ -4,11 +4,10 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-import jax
-from jax.experimental import multihost_utils
-
+from dualtoken_jax.agreement import by_first
 from dualtoken_jax.config import Config, ConfigError
 from dualtoken_jax.data.text import FILES, text_tokenizer_file
+from dualtoken_jax.frozen_weights import FROZEN
 
 FOLDER = "text_tokenizer"
 
@@ -18,9 +17,14 @@ def keep_text_tokenizer(config: Config, workdir: Path) -> Config:
 
     Raises FileNotFoundError or ValueError, as `text_tokenizer_file`, where neither the file nor a copy is there.
     """
+    by_first(lambda: _copy(config, workdir), ConfigError)  # and the other hosts read the copy
+    return with_kept_text_tokenizer(config, workdir)
+
+
+def _copy(config: Config, workdir: Path) -> None:
     kept = Path(workdir) / FOLDER
     learned_with_it = kept.exists() and is_trained(workdir)
-    if jax.process_index() == 0 and config.text_tokenizer and not learned_with_it and not is_kept(config, workdir):
+    if config.text_tokenizer and not learned_with_it and not is_kept(config, workdir):
         draft = kept.with_name(f"{FOLDER}.tmp")
         shutil.rmtree(draft, ignore_errors=True)  # left over where an earlier copy was cut off
         file = text_tokenizer_file(config.text_tokenizer)
@@ -29,8 +33,6 @@ def keep_text_tokenizer(config: Config, workdir: Path) -> Config:
         if kept.exists():
             shutil.rmtree(kept)  # a copy of another file: `check_copy` lets nothing else come so far
         draft.rename(kept)
-    multihost_utils.sync_global_devices("text tokenizer copied")  # the other hosts read the copy
-    return with_kept_text_tokenizer(config, workdir)
 
 
 def with_kept_text_tokenizer(config: Config, workdir: Path) -> Config:
@@ -43,7 +45,7 @@ def with_kept_text_tokenizer(config: Config, workdir: Path) -> Config:
 
 def is_trained(workdir: Path) -> bool:
     """Whether anything in the workdir has learned with its text tokenizer."""
-    return (Path(workdir) / "frozen").exists() or any((Path(workdir) / "checkpoints").glob("[0-9]*"))
+    return (Path(workdir) / FROZEN).exists() or any((Path(workdir) / "checkpoints").glob("[0-9]*"))
 
 
 def is_kept(config: Config, workdir: Path) -> bool:

@@ -18,13 +18,13 @@ import numpy as np
 from PIL import Image
 
 from dualtoken_jax import api, job
-from dualtoken_jax.checkpoint import load_config
 from dualtoken_jax.data.codes import CodesHeader, Record, read_codes, write_npz, write_shards
 from dualtoken_jax.data.dataset import DataConfig, open_source
 from dualtoken_jax.data.pictures import Picture, picture_groups
 from dualtoken_jax.data.sources import Files, Source
 from dualtoken_jax.flags import positive
 from dualtoken_jax.models.dualtoken import DualTokenConfig
+from dualtoken_jax.workdir import load_config
 
 
 def main(arguments: list[str] | None = None) -> None:

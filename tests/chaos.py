@@ -96,7 +96,7 @@ def state(workdir: Path) -> dict:
     import jax
 
     from dualtoken_jax import job
-    from dualtoken_jax.checkpoint import load_config
+    from dualtoken_jax.workdir import load_config
 
     found = jax.device_get(job.load_state(load_config(workdir), workdir)).replace(frozen={})
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(found)}

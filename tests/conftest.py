@@ -85,3 +85,14 @@ def exported(tokenizer_workdir, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("export") / "model"
     export.main([f"--workdir={tokenizer_workdir}", f"--output={output}", "--format=huggingface", "--max_shard_gb=1e-4"])
     return output
+
+
+@pytest.fixture
+def memory(request):
+    """A URL of fsspec's files in memory, emptied afterwards."""
+    import fsspec
+
+    files = fsspec.filesystem("memory")
+    yield f"memory://{request.node.name}"
+    files.store.clear()
+    files.pseudo_dirs[:] = [""]

@@ -11,11 +11,12 @@ from conftest import python
 
 import dualtoken_jax
 from dualtoken_jax import api, job
-from dualtoken_jax.checkpoint import CheckpointError, load_config
+from dualtoken_jax.checkpoint import CheckpointError
 from dualtoken_jax.config import ConfigError
 from dualtoken_jax.data.images import resize_crop
 from dualtoken_jax.pretrained import Pretrained
 from dualtoken_jax.tasks import make_task
+from dualtoken_jax.workdir import load_config
 
 
 @pytest.fixture(scope="module")

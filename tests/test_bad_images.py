@@ -73,6 +73,7 @@ def test_too_many_stop_with_the_report():
     with pytest.raises(TooManyBadImages) as caught:
         for row in range(1000):
             counter.record([(f"/d/{row % 7:05}.tar/{row}", BadImage("changed", "crc")) if row % 5 == 0 else None])
+        counter.check()
     text = str(pickle.loads(pickle.dumps(caught.value)))
     assert "20 of the last 96 images" in text and "changed × 20" in text and "/d/00000.tar" in text
     assert "/d/00005.tar/5: changed: crc" in text

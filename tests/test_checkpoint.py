@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dualtoken_jax import integrity
-from dualtoken_jax.checkpoint import CheckpointError, Checkpoints, load_frozen, save_frozen
+from dualtoken_jax.checkpoint import CheckpointError, Checkpoints
+from dualtoken_jax.frozen_weights import load_frozen, save_frozen
 from dualtoken_jax.tasks.state import TrainState
 
 STEPS = (3, 5)

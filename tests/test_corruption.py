@@ -185,7 +185,7 @@ def test_a_fifth_of_the_corpus_stops_the_run_with_the_report(threads, good, tmp_
     kinds = ["cut off", "error page", "scrambled", "no bytes"]
     spoiled = {number: kinds[number // 5 % 4] for number in range(0, FILES, 5)}
     with pytest.raises(TooManyBadImages) as caught:
-        batches(corpus(tmp_path, good, spoiled), 2 * FILES // BATCH, threads)
+        batches(corpus(tmp_path, good, spoiled), 2 * FILES // BATCH, threads)[2].bad.check()
     report = str(caught.value)
     assert all(f"{reason} × " in report for reason in ("truncated", "not-an-image", "undecodable", "empty"))
     assert f"{tmp_path / 'a'}: " in report and ".jpg: " in report and "more than 5%" in report

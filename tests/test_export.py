@@ -13,7 +13,8 @@ from PIL import Image
 from released_record import CONFIG, DATA, weights
 
 from dualtoken_jax import export, loop, sharding
-from dualtoken_jax.checkpoint import Checkpoints, claim_workdir, save_frozen
+from dualtoken_jax.checkpoint import Checkpoints
+from dualtoken_jax.frozen_weights import save_frozen
 from dualtoken_jax.interop.files import WeightFileError, read_tensors
 from dualtoken_jax.interop.huggingface import read_export
 from dualtoken_jax.interop.output import new_folder, write_safetensors
@@ -25,6 +26,7 @@ from dualtoken_jax.models.dualtoken import DualTokenConfig
 from dualtoken_jax.models.siglip import SiglipConfig
 from dualtoken_jax.pretrained import open_workdir
 from dualtoken_jax.tasks import make_task
+from dualtoken_jax.workdir import claim_workdir
 
 
 def run(workdir, output, *flags) -> None:

@@ -1,7 +1,9 @@
 """What a run does when it is stopped, hangs, fails to save, or finds values that are not finite."""
 
 import dataclasses
+import itertools
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -14,10 +16,14 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from dualtoken_jax import goodput, loop, saver, stopping, stragglers
+from dualtoken_jax import goodput, loop, rollbacks, saver, stopping, stragglers
 from dualtoken_jax.checkpoint import CheckpointError, Checkpoints
 from dualtoken_jax.config import ConfigError
+from dualtoken_jax.data.bad_images import BadImageCounter, TooManyBadImages
+from dualtoken_jax.data.images import BadImage
 from dualtoken_jax.metric_writer import MetricWriter
+from dualtoken_jax.rollbacks import Rollbacks, read_rollbacks, write_rollbacks
+from dualtoken_jax.workdir import claim_workdir
 from dualtoken_jax.workdir_lock import WorkdirLock
 
 ROOT = Path(__file__).parents[1]
@@ -196,15 +202,109 @@ def test_after_repeated_skips_it_goes_back_and_on_behind_the_data(tmp_path, monk
     assert "The newest checkpoint is good; examples up to number" in caplog.text
 
 
+def bad_from(position):
+    """`loop.host_batches`, which finds 20 bad pictures in every batch from this position on."""
+    real, problem = loop.host_batches, ("/pictures/a.jpg", BadImage("truncated"))
+
+    def batches(training, config, mesh, start):
+        inner, at = real(training, config, mesh, start), itertools.count(start, config.train.batch_size)
+
+        class Spoiled:
+            bad, close = inner.bad, inner.close
+
+            def __next__(self):
+                self.bad.record([problem] * 20 if next(at) >= position else [])
+                return next(inner)
+
+        return Spoiled()
+
+    return batches
+
+
+def test_too_many_bad_pictures_stop_the_run_when_it_has_saved(tmp_path, monkeypatch):
+    config = contrastive_config(checkpoint_every=1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "host_batches", bad_from(5 * 16))
+        with pytest.raises(TooManyBadImages, match=r"(?s)20 of the last 100 images.*a.jpg: truncated.*resumes behind"):
+            loop.run(config, tmp_path)
+    assert Checkpoints(tmp_path, read_only=True).latest == 6
+    assert int(loop.run(config, tmp_path).step) == 12
+
+
+def test_an_evaluation_of_bad_pictures_stops_the_run_when_it_has_saved(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise TooManyBadImages("all of them")
+
+    monkeypatch.setattr(loop, "evaluate", fails)
+    with pytest.raises(TooManyBadImages):
+        loop.run(contrastive_config(checkpoint_every=1000, evaluate_every=3), tmp_path)
+    assert Checkpoints(tmp_path, read_only=True).latest == 3
+
+
+def test_one_of_several_processes_asks_all_to_stop_by_the_notice_that_jax_hears(monkeypatch):
+    heard = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(stopping.signal, "raise_signal", heard.append)
+    with stopping.StopRequest() as stop:
+        stop.request()
+        stop.request()  # the next batch is as bad
+        assert heard == [signal.SIGTERM] and not stop.requested  # JAX says when: at the same step everywhere
+
+
+def test_an_error_of_another_process_is_told_without_its_pictures():
+    counter = BadImageCounter()
+    counter.check()
+    with pytest.raises(TooManyBadImages, match="another process"):
+        counter.check(elsewhere=True)
+
+
 def _like(leaf):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
 def test_it_goes_back_a_bounded_number_of_times(tmp_path, monkeypatch):
-    config = contrastive_config(max_consecutive_skips=2, max_rollbacks=2)
-    monkeypatch.setattr(loop, "host_batches", poisoned_between(0, 10**9))
-    with pytest.raises(loop.NonFiniteError, match="2 steps in a row.*going back 2 times"):
+    """Over all starts, each of which goes on behind the examples that the earlier ones passed over."""
+    starts, poisoned = [], poisoned_between(0, 10**9)
+    monkeypatch.setattr(loop, "host_batches", lambda *given: (starts.append(given[-1]), poisoned(*given))[1])
+    for allowed, expected in ((1, 2), (2, 2), (2, 1)):
+        starts.clear()
+        config = contrastive_config(max_consecutive_skips=2, max_rollbacks=allowed)
+        with pytest.raises(loop.NonFiniteError, match=f"2 steps in a row.*going back {allowed} times.*max_rollbacks"):
+            loop.run(config, tmp_path)
+        assert len(starts) == expected and starts == sorted(set(starts))
+    assert starts[0] > 2 * 2 * 16
+
+
+def test_examples_that_were_passed_over_are_not_met_again_after_a_restart(tmp_path, monkeypatch):
+    config = contrastive_config(max_consecutive_skips=3)
+    monkeypatch.setattr(loop, "host_batches", poisoned_between(0, 9 * 16))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "write_rollbacks", dies_after(loop.write_rollbacks))
+        with pytest.raises(ZeroDivisionError):
+            loop.run(config, tmp_path)
+    write_rollbacks(tmp_path, read_rollbacks(tmp_path)._replace(position=9 * 16))
+    assert int(loop.run(config, tmp_path).total_skips) == 0
+    assert read_rollbacks(tmp_path) == (1, 9 * 16)
+    (tmp_path / rollbacks.FILE).write_text("{")
+    with pytest.raises(ConfigError, match="rollbacks.json is damaged.*remove it"):
         loop.run(config, tmp_path)
+
+
+def dies_after(act):
+    def dying(*arguments):
+        act(*arguments)
+        raise ZeroDivisionError
+
+    return dying
+
+
+def test_other_settings_begin_with_no_rollbacks_behind_them(tmp_path):
+    claim_workdir(contrastive_config(), tmp_path)
+    write_rollbacks(tmp_path, Rollbacks(3, 100))
+    claim_workdir(contrastive_config(), tmp_path)
+    assert read_rollbacks(tmp_path) == (3, 100)
+    claim_workdir(contrastive_config(steps=13), tmp_path)
+    assert read_rollbacks(tmp_path) == (0, 0)
 
 
 def test_every_second_is_accounted_for(tmp_path):
@@ -251,7 +351,10 @@ def test_goodput_counts_what_was_lost_and_what_was_down():
 
 def test_the_goodput_command(tmp_path, capsys):
     (tmp_path / goodput.FILE).write_text(
-        json.dumps({"attempt": 1, "time": 10, "step": 4, "spent": {"start": 1.0, "step": 9.0}}) + "\n{cut sho"
+        json.dumps({"attempt": 1, "time": 10, "step": 4, "spent": {"start": 1.0, "step": 9.0}})
+        + "\n[1]\n"
+        + json.dumps({"attempt": 1, "time": "ten", "step": 4, "spent": {}})
+        + "\n{cut sho"
     )
     goodput.main([str(tmp_path)])
     assert "goodput         90.0 %  in 1 starts" in capsys.readouterr().out

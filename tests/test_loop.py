@@ -16,9 +16,11 @@ from conftest import tiny_config
 from PIL import Image
 
 from dualtoken_jax import job, loop
-from dualtoken_jax.checkpoint import Checkpoints, load_config, load_frozen
+from dualtoken_jax.checkpoint import Checkpoints
 from dualtoken_jax.config import ConfigError, to_json
+from dualtoken_jax.frozen_weights import load_frozen, save_frozen
 from dualtoken_jax.metric_writer import read_metrics
+from dualtoken_jax.workdir import load_config
 
 
 def _config(**train):
@@ -138,7 +140,7 @@ from pathlib import Path
 sys.path.insert(0, "tests")
 import conftest
 from dualtoken_jax import config, job, loop
-from dualtoken_jax.checkpoint import load_frozen
+from dualtoken_jax.frozen_weights import load_frozen
 update = loop.Progress.update
 loop.Progress.update = lambda *all: (time.sleep(0.3), update(*all))[1]  # so that the parent is in time
 inputs, workdir = Path(sys.argv[1]), Path(sys.argv[2])
@@ -167,7 +169,7 @@ def _wait_for(condition, process, seconds: float = 240):
 @pytest.mark.slow
 def test_sigterm_saves_at_the_next_step_and_leaves_cleanly(frozen, tmp_path):
     workdir = tmp_path / "run"
-    loop.save_frozen(tmp_path, frozen)
+    save_frozen(tmp_path, frozen)
     config = _config(steps=1_000_000, checkpoint_every=1_000_000, log_every=1)
     child = _spawn(config, workdir, tmp_path)
     _wait_for(lambda: len(read_metrics(workdir)) > 2, child)
@@ -180,7 +182,7 @@ def test_sigterm_saves_at_the_next_step_and_leaves_cleanly(frozen, tmp_path):
 @pytest.mark.slow
 def test_kill_minus_9_then_resume_equals_the_uninterrupted_run(frozen, uninterrupted, tmp_path):
     workdir = tmp_path / "run"
-    loop.save_frozen(tmp_path, frozen)
+    save_frozen(tmp_path, frozen)
     child = _spawn(_config(), workdir, tmp_path)
     _wait_for(lambda: (workdir / "checkpoints" / "4").exists(), child)
     child.kill()
@@ -196,7 +198,7 @@ def test_ten_kills_at_random_moments_change_nothing(frozen, tmp_path):
     config = _config(steps=120, checkpoint_every=1)
     whole = jax.device_get(loop.run(config, tmp_path / "whole", frozen))
     workdir, moments = tmp_path / "run", np.random.default_rng(0)
-    loop.save_frozen(tmp_path, frozen)
+    save_frozen(tmp_path, frozen)
     for _ in range(10):
         before = len(read_metrics(workdir))
         child = _spawn(config, workdir, tmp_path)

@@ -199,7 +199,7 @@ def test_where_nothing_is_usable_the_row_weighs_nothing():
 def test_too_many_bad_files_stop_the_run_with_reasons_and_names(threads):
     files = [b"rubbish" if value % 10 == 0 else png(value) for value in range(100)]
     with pytest.raises(bad_images.TooManyBadImages, match=r"(?s)not-an-image × 2\d.*file\d+0?\.png"):
-        train(Listed(files), 60, threads=threads)
+        train(Listed(files), 60, threads=threads)[1].bad.check()
 
 
 def test_a_tolerable_share_of_bad_files_never_stops_the_run():
@@ -208,9 +208,11 @@ def test_a_tolerable_share_of_bad_files_never_stops_the_run():
     for _ in range(100):
         counter.record([problem if row % 25 == 0 else None for row in range(200)])  # 4 %
     assert counter.total == 800
+    counter.check()
+    for _ in range(10):
+        counter.record([problem] * 20)
     with pytest.raises(bad_images.TooManyBadImages):  # judged by the last 10 000, not by the whole run
-        for _ in range(10):
-            counter.record([problem] * 20)
+        counter.check()
 
 
 @pytest.mark.parametrize("size, limit", [(19, None), (16, None), (3, None), (19, 11), (5, 100), (1, None)])

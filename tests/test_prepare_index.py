@@ -201,6 +201,8 @@ def test_labels_need_names_that_are_enough(tmp_path):
 def test_index_refuses_what_it_would_spoil_and_what_is_not_there(tmp_path):
     with pytest.raises(SystemExit, match=r"error: there are no shards \(.tar, .array_record, .parquet\) in .*"):
         indexed(tmp_path)
+    with pytest.raises(SystemExit, match="there is nothing at .*nowhere: give folders"):
+        indexed(tmp_path / "nowhere")
     with pytest.raises(SystemExit, match=r"there are no shards \(.parquet\)"):
         indexed(tmp_path, "--kind=parquet")
     write_tars(tmp_path / "a")

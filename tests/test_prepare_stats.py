@@ -88,6 +88,12 @@ def test_the_sample_is_spread_and_always_the_same(dataset):
     assert len(look(source, 99)) == 5
 
 
+def test_a_contact_sheet_of_no_known_kind_is_refused_at_once(capsys):
+    with pytest.raises(SystemExit):
+        stats.main(["nowhere", "--contact_sheet=sheet.bpm"])
+    assert "--contact_sheet=sheet.bpm must end in one of .png" in capsys.readouterr().err
+
+
 def test_the_contact_sheet_shows_pictures_reasons_and_captions(dataset):
     looked = look(Shards(str(dataset), "all"), 5)
     sheet = np.asarray(draw(looked, ("no", "yes"))).astype(int)

@@ -11,7 +11,6 @@ from test_text import gemma, train_spiece  # noqa: F401  a fixture
 
 import dualtoken_jax
 from dualtoken_jax import job
-from dualtoken_jax.checkpoint import load_config
 from dualtoken_jax.config import ConfigError
 from dualtoken_jax.interop import released
 from dualtoken_jax.interop.huggingface import Export, write_export
@@ -19,6 +18,7 @@ from dualtoken_jax.interop.output import write_json, write_safetensors
 from dualtoken_jax.interop.released_config import released_config_json
 from dualtoken_jax.interop.siglip_config import huggingface_config
 from dualtoken_jax.pretrained import open_pretrained
+from dualtoken_jax.workdir import load_config
 
 
 def test_an_export_is_the_run_it_came_from(tokenizer_workdir, exported):

@@ -14,8 +14,9 @@ import pytest
 from test_sharding import TOLERANCE, assert_close, gradients, mesh_of, random_teacher, smooth_config
 
 from dualtoken_jax import loop, sharding
-from dualtoken_jax.checkpoint import Checkpoints, save_frozen
+from dualtoken_jax.checkpoint import Checkpoints
 from dualtoken_jax.config import to_json
+from dualtoken_jax.frozen_weights import save_frozen
 from dualtoken_jax.metric_writer import read_metrics
 from dualtoken_jax.sharding import MeshConfig
 from dualtoken_jax.tasks import make_task
@@ -30,7 +31,7 @@ sys.path.insert(0, "tests")
 import conftest, jax, numpy as np
 from jax.experimental.multihost_utils import process_allgather
 from dualtoken_jax import config, distributed, loop, sharding
-from dualtoken_jax.checkpoint import load_frozen
+from dualtoken_jax.frozen_weights import load_frozen
 from dualtoken_jax.data.dataset import open_training
 
 inputs, workdir, output = map(Path, sys.argv[1:])

@@ -6,8 +6,10 @@ import os
 import signal
 import threading
 import time
+import weakref
 from pathlib import Path
 
+import grain
 import numpy as np
 import pytest
 from test_pipeline import RESOLUTION, Listed, Numbered, assert_same, encode, joined, png, train
@@ -15,7 +17,7 @@ from test_pipeline import RESOLUTION, Listed, Numbered, assert_same, encode, joi
 from dualtoken_jax.data import pipeline, reader
 from dualtoken_jax.data.mixture import Mixture
 from dualtoken_jax.data.order import Order
-from dualtoken_jax.data.reading import DataError, Reading
+from dualtoken_jax.data.reading import DataError, ReadAhead, Reading
 from dualtoken_jax.data.sources import Example
 
 
@@ -113,6 +115,28 @@ def test_a_dead_worker_is_an_error_within_seconds_and_no_worker_touches_a_backen
     with pytest.raises(DataError, match="exit code -9"):
         next(dying)
     dying.close()
+
+
+def test_a_closed_reader_holds_no_batch():
+    """In shared memory it would stay until the end of the process, which complains of it."""
+    read = []
+
+    class Batch:
+        def __init__(self):
+            read.append(weakref.ref(self))
+
+    class Items(list):
+        def __getitem__(self, index):
+            return Batch()
+
+    ahead = ReadAhead(grain.MapDataset.source(Items(range(9))), Reading(threads=0))
+    del_me = next(ahead)
+    while not ahead._ready.full():
+        time.sleep(0.01)
+    ahead.close()
+    del del_me
+    gc.collect()
+    assert len(read) > 1 and not [one for one in read if one() is not None]
 
 
 class Hanging(Numbered):

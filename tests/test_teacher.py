@@ -12,11 +12,12 @@ from test_text import gemma, spiece  # noqa: F401  fixtures
 
 import dualtoken_jax
 from dualtoken_jax import job
-from dualtoken_jax.checkpoint import claim_workdir, load_frozen
 from dualtoken_jax.config import ConfigError
 from dualtoken_jax.config_checks import check
 from dualtoken_jax.data.text import open_text_tokenizer
+from dualtoken_jax.frozen_weights import load_frozen
 from dualtoken_jax.text_tokenizer_copy import keep_text_tokenizer, with_kept_text_tokenizer
+from dualtoken_jax.workdir import claim_workdir
 
 
 @pytest.fixture

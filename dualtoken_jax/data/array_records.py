@@ -1,4 +1,4 @@
-"""Records of ArrayRecord files by number, through a bounded number of open readers."""
+"""How an ArrayRecord file is opened, and its records by number through a bounded number of open readers."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ class ArrayRecords:
 
         Raises OSError where the file cannot be read, ValueError where it is another one.
         """
-        reader = self._readers.get(path, lambda: _open(path, records))
+        reader = self._readers.get(path, lambda: open_reader(path, records))
         try:
             found = reader.read(positions)
         except RuntimeError as error:
@@ -45,7 +45,11 @@ class ArrayRecords:
         self._readers.clear()
 
 
-def _open(path: str, records: int | None) -> ArrayRecordReader:
+def open_reader(path: str, records: int | None = None) -> ArrayRecordReader:
+    """The file, which has `records` where that is given.
+
+    Raises OSError where it cannot be opened, ValueError where it is another one or out of the library's reach.
+    """
     if is_remote(path) and not path.startswith("gs://"):
         raise ValueError(f"{path}: ArrayRecord files are read from local disks and gs:// only; copy or mount them")
     reader = ArrayRecordReader(path, options=_OPTIONS, file_reader_buffer_size=32 * 1024)

@@ -1,4 +1,4 @@
-"""Counts the images that had to be replaced, names the first few, and stops the run when there are too many."""
+"""Counts the images that had to be replaced, names the first few, and says when there are too many to go on."""
 
 import collections
 import logging
@@ -52,6 +52,7 @@ class BadImageCounter:
         self._seen = 0
         self._counts: collections.Counter[tuple[Place, str]] = collections.Counter()
         self._examples: dict[str, str] = {}  # by origin: the same file comes back every epoch
+        self.trouble: str | None = None  # the report of the moment when there were too many
 
     @property
     def total(self) -> int:
@@ -86,8 +87,7 @@ class BadImageCounter:
     def record(self, problems: Sequence[tuple[str, BadImage] | None]) -> None:
         """Adds one batch: per row None for a good image, or (origin, error).
 
-        Raises:
-          TooManyBadImages: of the last WINDOW rows, more than MAX_SHARE and at least MIN_BAD were bad.
+        There is `trouble` once more than MAX_SHARE of the last WINDOW rows, and at least MIN_BAD of them, were bad.
         """
         with self._lock:
             before = self._counts.total()
@@ -97,13 +97,21 @@ class BadImageCounter:
                     self._add(*problem)
             self._seen += len(problems)
             bad, seen = sum(self._recent), len(self._recent)
-            if bad >= MIN_BAD and bad > MAX_SHARE * seen:
-                raise TooManyBadImages(
+            if self.trouble is None and bad >= MIN_BAD and bad > MAX_SHARE * seen:
+                self.trouble = (
                     f"{bad} of the last {seen} images could not be used, more than {MAX_SHARE:.0%}. Since the start "
-                    f"{self._report()}\nRepair or remove these files, then resume from the last checkpoint."
+                    f"{self._report()}\nRepair or remove these files, then start the same command again; it resumes "
+                    "behind them"
                 )
             if any(before < mark <= self._counts.total() for mark in REPORT_AT):
                 _log.warning("%s", self._report())
+
+    def check(self, elsewhere: bool = False) -> None:
+        """Raises TooManyBadImages where there is trouble; `elsewhere`: another process of the run has some."""
+        if self.trouble is not None:
+            raise TooManyBadImages(self.trouble)
+        if elsewhere:
+            raise TooManyBadImages("another process found too many images that cannot be used; its error names them")
 
     def _add(self, origin: str, error: BadImage) -> None:
         self._counts[place_of(origin), error.reason] += 1

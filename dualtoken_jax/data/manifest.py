@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple
 import fsspec
 import numpy as np
 
+from dualtoken_jax.data.storage import write_whole
+
 FILE = "manifest.json"
 VERSION = 1
 Kind = Literal["tar", "array_record", "parquet"]
@@ -68,12 +70,10 @@ def join(folder: str, name: str) -> str:
 
 
 def write_manifest(folder: str, manifest: Manifest) -> None:
-    """Writes it whole or not at all; `folder` exists, or is a URL."""
+    """Writes it whole or not at all. Raises OSError."""
     contents = {"version": VERSION, **dataclasses.asdict(manifest)}
     contents["shards"] = [list(shard) for shard in manifest.shards]
-    filesystem, path = fsspec.core.url_to_fs(join(str(folder), FILE))
-    filesystem.pipe_file(path + ".partial", json.dumps(contents).encode())
-    filesystem.mv(path + ".partial", path)
+    write_whole(join(str(folder), FILE), json.dumps(contents).encode())
 
 
 def read_manifest(folder: str) -> Manifest:
@@ -95,4 +95,7 @@ def read_manifest(folder: str) -> Manifest:
             f"there is no {where}: make it with `python -m dualtoken_jax.data.prepare index` or `convert`"
         ) from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{where} is no manifest of a prepared dataset: {error!r}") from error
+        raise ValueError(
+            f"{where} is no manifest of a prepared dataset: {error!r}; restore it, or remove it and make it again with "
+            "`python -m dualtoken_jax.data.prepare index`"
+        ) from error

@@ -14,7 +14,7 @@ from dualtoken_jax.data.sources import Example
 from dualtoken_jax.data.storage import RangeFile, Storage
 
 IMAGES = ("image", "jpg", "png", "webp")  # names of the columns, the first that is there
-CAPTIONS = ("caption", "text", "TEXT")
+CAPTIONS = ("caption", "text", "TEXT", "txt")  # a filter judges the column that training reads
 LABELS = ("label",)
 FOOTERS = 64  # kept in memory
 GROUP_BYTES = 256 * 2**20  # of row groups kept in memory

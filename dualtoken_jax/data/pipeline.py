@@ -15,7 +15,11 @@ from dualtoken_jax.data.sources import Source
 
 
 class Batches(Iterator[Batch]):
-    """Iterates over host batches; `bad` counts the images that had to be replaced (see BadImageCounter)."""
+    """Iterates over host batches.
+
+    `bad` counts the images that had to be replaced; whoever iterates asks it whether there were too many to go on, at a
+    moment that suits.
+    """
 
     def __init__(self, of_batches: "_TrainBatches | _EvalBatches", reading: Reading) -> None:
         """Starts to read ahead."""
@@ -64,8 +68,7 @@ def batches(
 
     Returns:
       An iterator over {'image': uint8 [b, R, R, 3], 'text': int32 [b, T] (zeros without a caption), 'label': int32 [b]
-      (-1 without one), 'weight': float32 [b]}. Its next() raises TooManyBadImages, and what ReadAhead
-      raises.
+      (-1 without one), 'weight': float32 [b]}. Its next() raises what ReadAhead raises.
 
     Raises:
       ValueError: rows outside the global batch, or `start` is negative.

@@ -1,5 +1,6 @@
 """Reading ahead with threads and worker processes, and noticing those that die or hang."""
 
+import contextlib
 import dataclasses
 import faulthandler
 import os
@@ -69,6 +70,8 @@ class ReadAhead(Iterator):
         self._closing.set()
         self._thread.join(timeout=_CLOSE_SECONDS)  # Grain's iterators belong to one thread at a time
         self._iterator.close()
+        with contextlib.suppress(queue.Empty):  # a batch of a worker lies in shared memory for as long as it is held
+            self._ready.get_nowait()
 
     def _fetch(self) -> None:
         while not self._closing.is_set():

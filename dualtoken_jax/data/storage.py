@@ -1,4 +1,5 @@
-"""Bytes of files by range, on local disks and on whatever fsspec reads (gs://, s3://, memory://), counted."""
+"""Bytes of files by range, on local disks and on whatever fsspec reads (gs://, s3://, memory://), counted; and files
+written whole."""
 
 import hashlib
 import io
@@ -13,6 +14,7 @@ from dualtoken_jax.data.cache import Cache
 
 HANDLES = 32  # local files kept open
 BLOCK = 8 * 2**20  # bytes asked for at once when a file is read from end to end
+PARTIAL = ".partial"  # after the name of a file that is being written
 
 
 class Traffic:
@@ -60,7 +62,7 @@ class Storage:
         if length == 0:
             return b""
         if is_remote(path):
-            data = _remote(path, lambda files, inside: files.cat_file(inside, start=start, end=start + length))
+            data = _through_fsspec(path, lambda files, inside: files.cat_file(inside, start=start, end=start + length))
         else:
             data = self._read_local(path, start, length)
         self.traffic.add(len(data))
@@ -90,7 +92,7 @@ class Storage:
 
     def read(self, path: str) -> bytes:
         """The whole file, in one request. Raises OSError."""
-        data = _remote(path, lambda files, inside: files.cat_file(inside)) if is_remote(path) else _whole(path)
+        data = _through_fsspec(path, lambda files, inside: files.cat_file(inside)) if is_remote(path) else _whole(path)
         self.traffic.add(len(data))
         return data
 
@@ -99,7 +101,7 @@ class Storage:
         self.traffic.add(0)
         if not is_remote(path):
             return os.stat(path).st_size
-        size = _remote(path, lambda files, inside: files.size(inside))
+        size = _through_fsspec(path, lambda files, inside: files.size(inside))
         if size is None:
             raise OSError(f"{path}: the server does not say how long it is")
         return size
@@ -107,6 +109,17 @@ class Storage:
     def close(self) -> None:
         """Closes the local files; reading goes on opening them again."""
         self._handles.clear()
+
+
+def write_whole(path: str, data: bytes) -> None:
+    """Writes a file or URL whole or not at all, whatever happens in between; makes its folder. Raises OSError."""
+
+    def write(files: fsspec.AbstractFileSystem, inside: str) -> None:
+        files.makedirs(inside.rpartition("/")[0], exist_ok=True)
+        files.pipe_file(inside + PARTIAL, data)
+        files.mv(inside + PARTIAL, inside)
+
+    _through_fsspec(path, write)
 
 
 def is_remote(path: str) -> bool:
@@ -119,7 +132,7 @@ def _whole(path: str) -> bytes:
         return file.read()
 
 
-def _remote(path: str, ask: Callable[[fsspec.AbstractFileSystem, str], Any]) -> Any:
+def _through_fsspec(path: str, ask: Callable[[fsspec.AbstractFileSystem, str], Any]) -> Any:
     filesystem, inside = fsspec.core.url_to_fs(path)
     try:
         return ask(filesystem, inside)

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dualtoken_jax import sharding
+from dualtoken_jax.agreement import anywhere
 from dualtoken_jax.config import Config
 from dualtoken_jax.data.dataset import open_source
 from dualtoken_jax.data.pipeline import eval_batches
@@ -40,7 +41,7 @@ def measure(task, state, config: Config, mesh, stopping: Callable[[], bool] = la
     """Metrics, and what a report shows beside them.
 
     Exact on uneven last batches. Every host computes the same figures. Raises MeasurementStopped when `stopping`, which
-    is asked at every batch, says so.
+    is asked at every batch, says so; TooManyBadImages, on every host, where one of them could not use too many.
     """
     source = open_source(config.data, config.seed, "eval")
     collected = _collect(task, state, source, config, mesh, stopping)
@@ -86,6 +87,7 @@ def _collect(task, state, source: Source, config: Config, mesh, stopping: Callab
         sums += [outputs["sums"]] if "sums" in outputs else []
         for branch, counts in outputs.get("codes", {}).items():
             codes[branch] = codes.get(branch, 0) + counts.astype(np.float64)
+    batches.bad.check(anywhere(batches.bad.trouble is not None))
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
     return joined | {"sums": sums, "codes": codes, "image": np.array(images)}
 

@@ -19,8 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dualtoken_jax.data.parquet_shards import CAPTIONS
+
 SYNONYMS = {
-    "caption": ("caption", "TEXT", "text", "txt"),
+    "caption": CAPTIONS,
     "width": ("width", "WIDTH"),
     "height": ("height", "HEIGHT"),
     "original_width": ("original_width",),

@@ -13,7 +13,7 @@ from dualtoken_jax.data.prepare import filter_rules
 from dualtoken_jax.data.prepare.filter_rules import Rules
 from dualtoken_jax.data.prepare.ledger import Ledger
 from dualtoken_jax.data.prepared import PreparedFiles
-from dualtoken_jax.data.storage import Storage
+from dualtoken_jax.data.storage import Storage, write_whole
 from dualtoken_jax.data.tar_index import index_bytes
 
 
@@ -39,7 +39,7 @@ class ShardFilter:
         kept, dropped = self._judge(files.path(0), old)
         data = index_bytes(old[kept])
         name = f"index/{number:05d}.npy"
-        _write(join(self.output, name), data)
+        write_whole(join(self.output, name), data)
         left = shard._replace(examples=int(kept.sum()), index=name, index_checksum=checksum_of(data))
         Ledger(self.output).add(number, left, dropped)
 
@@ -80,10 +80,3 @@ def _rows_of(keys: pa.ChunkedArray, wanted: np.ndarray) -> np.ndarray:
     if pc.count_distinct(keys).as_py() < len(keys):
         raise ValueError("it has a key twice, and which row is the picture's cannot be told")
     return rows.to_numpy()
-
-
-def _write(path: str, data: bytes) -> None:
-    files, inside = fsspec.core.url_to_fs(path)
-    files.makedirs(inside.rsplit("/", 1)[0], exist_ok=True)
-    files.pipe_file(inside + ".partial", data)
-    files.mv(inside + ".partial", inside)

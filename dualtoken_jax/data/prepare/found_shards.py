@@ -36,7 +36,15 @@ def find_shards(paths: Sequence[str], kind: Kind | None = None) -> FoundShards:
             root = _root(places, sizes)
             return FoundShards(one, root, {path[len(root) + 1 :]: size for path, size in sizes.items()})
     endings = ", ".join(_ENDINGS[one] for one in kinds)
+    missing = [path for path, place in zip(paths, places, strict=True) if "*" not in place and not _exists(place)]
+    if missing:
+        raise FileNotFoundError(f"there is nothing at {', '.join(missing)}: give folders, files or patterns of shards")
     raise FileNotFoundError(f"there are no shards ({endings}) in {', '.join(paths)}")
+
+
+def _exists(place: str) -> bool:
+    files, inside = fsspec.core.url_to_fs(place)
+    return files.exists(inside)
 
 
 def _files(place: str) -> Iterator[tuple[str, int]]:

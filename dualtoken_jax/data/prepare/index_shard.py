@@ -4,18 +4,17 @@ import dataclasses
 import io
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from array_record.python.array_record_module import ArrayRecordReader
 
+from dualtoken_jax.data.array_records import open_reader
 from dualtoken_jax.data.images import BadImage
 from dualtoken_jax.data.manifest import Kind, Shard, checksum_of, join
 from dualtoken_jax.data.parquet_shards import read_layout
 from dualtoken_jax.data.prepare.ledger import Ledger
 from dualtoken_jax.data.records import unpack
-from dualtoken_jax.data.storage import RangeFile, Storage, Stream
+from dualtoken_jax.data.storage import RangeFile, Storage, Stream, write_whole
 from dualtoken_jax.data.tar_index import index_bytes, index_tar
 
 _TOGETHER = 256  # records in memory at once
@@ -44,7 +43,7 @@ class ShardIndexer:
         shard = Shard(name, len(found.rows), found.bytes, found.checksum)
         if shard.examples:
             data, index = index_bytes(found.rows), f"index/{name}.npy"
-            _write(join(self.output, index), data)
+            write_whole(join(self.output, index), data)
             shard = shard._replace(index=index, index_checksum=checksum_of(data))
         labels = int(found.rows["label"].max(initial=-1)) + 1
         return shard, _notes(found.left_out, found.damage, labels)
@@ -55,7 +54,7 @@ class ShardIndexer:
         checksum = stream.checksum()
         try:
             examples, labels, bad = _look_through(path)
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:  # not the storage's, which has just given all of it
             return Shard(name, 0, stream.size, checksum), _notes({}, f"no whole ArrayRecord file: {error}", 0)
         if bad == examples:
             return Shard(name, 0, stream.size, checksum), _notes({}, "none of its records is one of ours", 0)
@@ -81,16 +80,9 @@ def _notes(left_out: dict[str, int], damage: str, labels: int) -> dict[str, Any]
     return {"left_out": dict(left_out), "damage": damage, "labels": labels, "class_names": ()}
 
 
-def _write(path: str, data: bytes) -> None:
-    with fsspec.open(path, "wb", auto_mkdir=True) as file:
-        file.write(data)
-
-
 def _look_through(path: str) -> tuple[int, int, int]:
     """(records, one more than the largest label, records that are not ours or damaged)."""
-    reader = ArrayRecordReader(path, options="readahead_buffer_size:0,max_parallelism:0")
-    if not reader.ok():
-        raise RuntimeError("it cannot be opened")
+    reader = open_reader(path)
     count, labels, bad = reader.num_records(), 0, 0
     for start in range(0, count, _TOGETHER):
         for position in range(start, min(start + _TOGETHER, count)):

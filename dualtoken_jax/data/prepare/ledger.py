@@ -9,6 +9,7 @@ import json
 import fsspec
 
 from dualtoken_jax.data.manifest import FILE, Shard, join
+from dualtoken_jax.data.storage import write_whole
 
 _FOLDER = "unfinished"
 _PLAN = "plan.json"
@@ -67,6 +68,4 @@ class Ledger:
         files.rm(path, recursive=True)
 
     def _write(self, name: str, contents: dict) -> None:
-        files, path = fsspec.core.url_to_fs(join(self.folder, name))
-        files.pipe_file(path + ".partial", json.dumps(contents).encode())
-        files.mv(path + ".partial", path)
+        write_whole(join(self.folder, name), json.dumps(contents).encode())

@@ -22,11 +22,15 @@ from dualtoken_jax.flags import positive
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 _LABELS = 10  # most frequent labels shown
 _SAID = 5  # bad pictures named
+_SHEETS = (".png", ".jpg", ".jpeg", ".webp")  # kinds of contact sheets
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Flags → table, JSON and contact sheet."""
-    flags = _parser().parse_args(arguments)
+    parser = _parser()
+    flags = parser.parse_args(arguments)
+    if flags.contact_sheet and not flags.contact_sheet.lower().endswith(_SHEETS):
+        parser.error(f"--contact_sheet={flags.contact_sheet} must end in one of {', '.join(_SHEETS)}")
     try:
         given = find_input(flags.dataset)
         source = open_input(given)
