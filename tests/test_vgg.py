@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from dualtoken_jax.interop.lpips import load_lpips
+from dualtoken_jax.models import vgg
 from dualtoken_jax.models.vgg import NORM_EPS, SCALE, SHIFT, Lpips, VggConfig
 
 TINY = VggConfig(widths=(8, 12, 16, 24, 20))
@@ -160,3 +161,13 @@ def test_impossible_images_and_configs_are_refused(images, params):
         distance(params, x[:, :8], y[:, :8])
     with pytest.raises(ValueError, match="widths has 2 blocks, depths has 1"):
         VggConfig(widths=(4, 4), depths=(2,))
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (9, 7)])
+def test_halving_is_max_pooling(shape):
+    x = jax.random.normal(jax.random.key(0), (2, *shape, 3))
+    (ours, backward), (theirs, expected) = (
+        jax.vjp(pool, x) for pool in (vgg._halved, lambda x: nnx.max_pool(x, (2, 2), strides=(2, 2)))
+    )
+    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(*(pullback(theirs)[0] for pullback in (backward, expected)))

@@ -74,11 +74,22 @@ class Vgg16(nnx.Module):
         taps = []
         for block, depth in enumerate(self.config.depths, start=1):
             if block > 1:
-                x = nnx.max_pool(x, (2, 2), strides=(2, 2))  # [B, H/2, W/2, C]
+                x = _halved(x)  # [B, H/2, W/2, C]
             for layer in range(1, depth + 1):
                 x = nnx.relu(self.convolutions[f"conv{block}_{layer}"](x))  # [B, H, W, C]
             taps.append(x)
         return taps
+
+
+def _halved(x: jax.Array) -> jax.Array:
+    """Maxima of 2×2 windows; an odd last row or column is left out.
+
+    Not a reduce-window, whose gradient is a scatter (on a CPU twenty times as slow). Equal maxima share the gradient
+    where torch's first one takes it; after a ReLU most of them are zeros, which hand none on.
+    """
+    x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
+    corners = [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+    return jnp.maximum(jnp.maximum(corners[0], corners[1]), jnp.maximum(corners[2], corners[3]))
 
 
 class Lpips(nnx.Module):
