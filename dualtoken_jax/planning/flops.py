@@ -49,7 +49,17 @@ def _equation(eqn, tile: int) -> Flops:
     inner = [count_jaxpr(jaxpr, tile) for jaxpr in _inner(eqn.params)]
     if name == "cond":  # one branch runs; a plan is about the dearest
         return max(inner, key=lambda flops: flops.exact)
-    return sum(inner, Flops(0.0, 0.0)).times(eqn.params["length"] if name == "scan" else 1)
+    return sum(inner, Flops(0.0, 0.0)).times(_turns(eqn))
+
+
+def _turns(eqn) -> int:
+    """How often the inside of an equation runs, on all devices together."""
+    params = eqn.params
+    if eqn.primitive.name == "pallas_call":  # its inside is one block's
+        return math.prod(params["grid_mapping"].grid)
+    if eqn.primitive.name == "shard_map":  # one device's, of all axes of the mesh
+        return params["mesh"].size
+    return params["length"] if eqn.primitive.name == "scan" else 1
 
 
 def _inner(params: dict) -> Iterator[Jaxpr]:
