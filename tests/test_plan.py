@@ -150,6 +150,36 @@ def test_traffic_counts_slices_not_what_they_are_taken_from():
     assert traffic(hlo.parse(PROGRAM)) == 5 * (4 * _ROW + 4 + 9) + 2 * _ROW + 9 * _ROW
 
 
+KERNEL = """
+HloModule jit_g, is_scheduled=true
+
+%write_a_layer (p0: f32[5,4,128], p1: f32[1,4,128], p2: s32[]) -> (f32[5,4,128], f32[1,4,128]) {
+  %p0 = f32[5,4,128]{2,1,0} parameter(0)
+  %p1 = f32[1,4,128]{2,1,0} parameter(1)
+  %p2 = s32[] parameter(2)
+  %twice = f32[1,4,128]{2,1,0} add(%p1, %p1)
+  %zero = s32[] constant(0)
+  %written = f32[5,4,128]{2,1,0} dynamic-update-slice(%p0, %twice, %p2, %zero, %zero)
+  ROOT %both = (f32[5,4,128]{2,1,0}, f32[1,4,128]{2,1,0}) tuple(%written, %twice)
+}
+
+ENTRY %main (stack: f32[5,4,128], x: f32[1,4,128], i: s32[]) -> (f32[5,4,128], f32[1,4,128]) {
+  %stack = f32[5,4,128]{2,1,0} parameter(0)
+  %x = f32[1,4,128]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %kernel = (f32[1,4,128]{2,1,0}, f32[9,9]{1,0:S(1)}) custom-call(%x, %x), custom_call_target="tpu_custom_call"
+  %out = f32[1,4,128]{2,1,0} get-tuple-element(%kernel), index=0
+  ROOT %kept = (f32[5,4,128]{2,1,0}, f32[1,4,128]{2,1,0}) fusion(%stack, %out, %i), kind=kLoop, calls=%write_a_layer
+}
+"""
+
+
+def test_traffic_of_a_kernel_and_of_a_slice_that_is_kept_and_passed_on():
+    # The kernel reads two layers and writes one, what it keeps on the chip apart. The fusion reads a layer and a
+    # counter, reads and writes one layer of the stack, and writes another result.
+    assert traffic(hlo.parse(KERNEL)) == 3 * _ROW + _ROW + 4 + 2 * _ROW + _ROW
+
+
 def test_sizes_with_tiles_and_memory_spaces():
     first, second = hlo.arrays("(bf16[8,16,72]{1,2,0:T(8,128)(2,1)S(1)}, /*index=1*/f32[3]{0:T(256)})")
     assert (first.bytes, first.on_chip) == (8 * 72 * 128 * 2, True)  # 16 is the fastest axis: 128; 72 divides by 8

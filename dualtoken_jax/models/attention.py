@@ -14,6 +14,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec
 
 AttentionKind = Literal["plain", "fused"]
+OUTPUT = "fused_attention"  # what a remat policy calls the kernel's output and log-sum-exp, all that its gradient needs
 _LANES = 128  # the kernel's blocks are multiples of it
 _WHOLE = 768  # tokens; up to here one block takes them all, and each array is read once
 
@@ -94,4 +95,6 @@ def _kernel(heads: int, tokens: int, block: int, interpret: bool):
     # Fused: the gradients of queries and keys come from one look at the weights.
     sizes = splash.BlockSizes(use_fused_bwd_kernel=True, **blocks, **layouts)
     mask = masks.MultiHeadMask([masks.FullMask((tokens, tokens))] * heads)
-    return splash.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
+    return splash.make_splash_mha_single_device(
+        mask, block_sizes=sizes, residual_checkpoint_name=OUTPUT, interpret=interpret
+    )

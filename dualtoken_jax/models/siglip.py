@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dualtoken_jax.models import bind
-from dualtoken_jax.models.attention import AttentionKind, attend
+from dualtoken_jax.models.attention import OUTPUT, AttentionKind, attend
 from dualtoken_jax.paths import names
 from dualtoken_jax.sharding import constrain_batch
 
@@ -113,10 +113,13 @@ def _all_but_weights(primitive, *_, **__) -> bool:
     return primitive.name not in ("sharding_constraint", "convert_element_type")
 
 
+_policies = jax.checkpoint_policies
 _REMAT_POLICIES = {
     "none": _all_but_weights,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": _policies.save_from_both_policies(
+        _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names(OUTPUT)
+    ),
+    "full": _policies.nothing_saveable,
 }
 
 
