@@ -5,6 +5,7 @@ Plain, a layer writes and reads its softmax, [B, heads, N, N] float32, several t
 """
 
 import math
+from functools import partial
 from typing import Literal
 
 import jax
@@ -50,7 +51,13 @@ def _on_each_device(kernel):
 
 
 def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+    tokens, odd = query.shape[1], query.shape[1] % 2
+    attention = partial(jax.nn.dot_product_attention, implementation="cudnn")
+    if odd:  # JAX (0.10.2, 0.12.0.1) refuses to differentiate it, taking the empty array in a bias's place for a bias
+        query, key, value = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (query, key, value))
+        lengths = jnp.full(len(query), tokens, jnp.int32)
+        attention = partial(attention, query_seq_lengths=lengths, key_value_seq_lengths=lengths)
+    return attention(query, key, value)[:, :tokens]
 
 
 def splash_attention(query: jax.Array, key: jax.Array, value: jax.Array, interpret: bool = False) -> jax.Array:
