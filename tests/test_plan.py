@@ -63,7 +63,7 @@ def test_both_gradients_of_a_convolution_cost_what_it_costs(stride):
     loss = lambda x, k: _convolve(x, k, stride).sum()  # noqa: E731
     forward = _exact(loss, x, kernel)
     assert forward == 2 * (2 * (8 // stride) ** 2) * (9 * 6) * 4
-    assert _exact(jax.grad(loss, argnums=(0, 1)), x, kernel) == 3 * forward
+    assert _exact(jax.value_and_grad(loss, argnums=(0, 1)), x, kernel) == 3 * forward
 
 
 def test_loops_are_multiplied_out_and_the_dearest_branch_counts():
@@ -76,9 +76,13 @@ def test_loops_are_multiplied_out_and_the_dearest_branch_counts():
 
 def test_recomputation_is_executed_but_is_no_mathematics():
     layer = lambda x, w: jnp.sin(x @ w)  # noqa: E731
-    loss = lambda f: jax.grad(lambda x, w: f(f(x, w), w).sum(), argnums=(0, 1))  # noqa: E731
+    loss = lambda f: jax.value_and_grad(lambda x, w: f(f(x, w), w).sum(), argnums=(0, 1))  # noqa: E731
     assert _exact(loss(layer), X, W) == 6 * PRODUCT
     assert _exact(loss(jax.checkpoint(layer)), X, W) == 8 * PRODUCT
+
+
+def test_what_nothing_reads_is_not_executed():
+    assert _exact(lambda x, w: (x @ w @ w, x @ w)[1], X, W) == PRODUCT
 
 
 def test_tiles_round_shapes_up_and_full_float32_takes_six_passes():
