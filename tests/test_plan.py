@@ -293,6 +293,18 @@ def test_advice_when_it_fits():
     assert advice(_plan("full", temporaries=12)) == []
 
 
+def test_advice_where_attention_takes_the_memorys_time():
+    def advised(image_size, attention):
+        plan = _plan("full", temporaries=12, program=PROGRAM.replace("all-reduce", "negate"))
+        siglip = dataclasses.replace(plan.config.model.siglip, image_size=image_size, attention=attention)
+        config = dataclasses.replace(plan.config, model=dataclasses.replace(plan.config.model, siglip=siglip))
+        plan = dataclasses.replace(plan, config=config, executed=Flops(0.0, 0.0), links={8: 1e6})
+        assert plan.roofline.bound == "memory"
+        return any("attention=fused" in line for line in advice(plan))
+
+    assert advised(8 * 27, "plain") and not advised(8 * 27, "fused") and not advised(8 * 16, "plain")
+
+
 def test_rows_that_should_fit():
     assert fitting_rows(_plan(rows=16, state=2, temporaries=3)) == 64
     assert fitting_rows(_plan(rows=16, state=2, temporaries=20, fits=False)) == 8
