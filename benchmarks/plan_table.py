@@ -24,16 +24,22 @@ def command(plan: dict) -> str:
     """What gives these figures again."""
     options = {"mesh.fsdp": plan["mesh"]["fsdp"], "mesh.tensor": plan["mesh"]["tensor"]}
     options |= {"train.batch_size": plan["batch_size"], "model.siglip.remat": plan["remat"]}
+    options |= {"model.siglip.attention": attention(plan)}
     settings = " ".join(f"--config.{name}={value}" for name, value in options.items())
     start = "python -m dualtoken_jax.plan --config=configs/tokenizer.py:"
     return f"{start}{plan['recipe']} --topology={plan['topology']} --effort={plan['effort']} {settings}"
+
+
+def attention(plan: dict) -> str:
+    """Plans that do not say it are from before there was a choice."""
+    return plan.get("attention", "plain")
 
 
 def row(plan: dict) -> list[str]:
     """One plan's line of the table."""
     memory, sizes = plan["memory_per_device"], plan["mesh"]
     start = [plan["recipe"], plan["topology"], f"{sizes['data']} × {sizes['fsdp']} × {sizes['tensor']}"]
-    start += [f"{plan['batch_size']} ({plan['images_per_device']})", plan["remat"]]
+    start += [f"{plan['batch_size']} ({plan['images_per_device']})", attention(plan), plan["remat"]]
     if not memory["fits"]:
         needed = memory["needed"]
         return (
@@ -59,6 +65,7 @@ def scaling(plans: list[dict]) -> list[list[str]]:
     rows = []
     for small, large in itertools.permutations([plan for plan in plans if "roofline" in plan], 2):
         same = all(small[name] == large[name] for name in ("recipe", "device_kind", "images_per_device", "remat"))
+        same = same and attention(small) == attention(large)
         if same and small["devices"] < large["devices"]:
             rates = [
                 large["roofline"][how]["images_per_second_per_chip"]
@@ -78,8 +85,16 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
 
 def page(title: str, plans: list[dict]) -> str:
     """The Markdown file."""
-    columns = ["recipe", "slice", "data × fsdp × tensor", "batch (a chip)", "remat", "GiB a chip", "compute ms"]
-    columns += ["memory ms", "network ms", "GB sent a chip", "images/s", "model FLOPs utilisation", "compile s"]
+    columns = ["recipe", "slice", "data × fsdp × tensor", "batch (a chip)", "attention", "remat", "GiB a chip"]
+    columns += [
+        "compute ms",
+        "memory ms",
+        "network ms",
+        "GB sent a chip",
+        "images/s",
+        "model FLOPs utilisation",
+        "compile s",
+    ]
     flops = {
         plan["recipe"]: [f"{plan['flops_per_image'][name] / 1e12:.2f}" for name in ("model", "executed")]
         for plan in plans

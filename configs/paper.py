@@ -34,7 +34,7 @@ def so400m_384() -> Config:
     zero-shot 82.0, rFID 0.25, PSNR 28.69, SSIM .744. Unverified: all of that; the semantic codebook is updated as
     intended (`per_step`), which the released code is not (`per_step_aliased`).
     """
-    siglip = SiglipConfig(vocabulary=256_000, dtype="bfloat16", remat="full")
+    siglip = SiglipConfig(vocabulary=256_000, dtype="bfloat16", attention="fused", remat="full")
     model = DualTokenConfig(siglip=siglip, pixel=_released_pixel(8), semantic=QuantizerConfig())
     return _run("so400m_384", model, "siglip2-so400m-patch14-384")
 
@@ -75,7 +75,7 @@ def paper_so400m_384() -> Config:
     with ImageNet-1K, CC12M and 50M pictures of LAION-400M. Unverified: all of that, and that the paper has no
     projections for this tower too. See `_as_in_the_paper` for what the paper leaves open.
     """
-    siglip = SiglipConfig(dtype="bfloat16", remat="full")
+    siglip = SiglipConfig(dtype="bfloat16", attention="fused", remat="full")
     model = _as_in_the_paper(DualTokenConfig(siglip=siglip), depth=8)
     return _run("paper_so400m_384", model, "siglip-so400m-patch14-384", batch_size=64, discriminator="hinge")
 

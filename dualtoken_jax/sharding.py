@@ -18,6 +18,9 @@ from dualtoken_jax.paths import is_stacked, names
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))  # rows of a batch
 _SMALL = 2**14  # elements; below this, splitting an array costs more in messages than it saves in memory
+_ROWS = (
+    8  # of a tile in a TPU's memory; of a 4304-wide matrix XLA gathers eight parts of 538 rows as twice as many bytes
+)
 _FROM_HEADS = "out"  # the linear map after attention; it reads the split heads, so that its rows are split
 
 
@@ -71,6 +74,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 def place(shapes, mesh: Mesh):
     """Shardings for every leaf of `shapes`: its largest divisible axis over tensor, the next over fsdp.
 
+    Over fsdp rather one whose parts fill a TPU's tiles, even if it is smaller; over tensor Megatron says which.
     A stacked layer is placed as a single one is; the layer axis itself is never split.
     """
     place_leaf = lambda path, leaf: NamedSharding(mesh, PartitionSpec(*_stored(path, leaf.shape, mesh)))  # noqa: E731
@@ -92,7 +96,8 @@ def _split(path, shape: tuple[int, ...], mesh) -> list[str | None]:
             size = mesh.shape[name]
             free = [a for a in range(len(shape)) if spec[a] is None and shape[a] % size == 0]
             if size > 1 and free:
-                spec[max(free, key=lambda a: (shape[a], first * a))] = name
+                tiled = [a for a in free if name == "fsdp" and shape[a] // size % _ROWS == 0]
+                spec[max(tiled or free, key=lambda a: (shape[a], first * a))] = name
     return spec
 
 

@@ -29,6 +29,7 @@ _RUNTIME = (
     # How a step is spread over devices and memory; any state restores on any mesh.
     "mesh.",
     "train.accumulate",
+    "model.siglip.attention",
     "model.siglip.remat",
     "model.siglip.unroll",
 )

@@ -63,7 +63,7 @@ def test_both_gradients_of_a_convolution_cost_what_it_costs(stride):
     loss = lambda x, k: _convolve(x, k, stride).sum()  # noqa: E731
     forward = _exact(loss, x, kernel)
     assert forward == 2 * (2 * (8 // stride) ** 2) * (9 * 6) * 4
-    assert _exact(jax.grad(loss, argnums=(0, 1)), x, kernel) == 3 * forward
+    assert _exact(jax.value_and_grad(loss, argnums=(0, 1)), x, kernel) == 3 * forward
 
 
 def test_loops_are_multiplied_out_and_the_dearest_branch_counts():
@@ -76,9 +76,13 @@ def test_loops_are_multiplied_out_and_the_dearest_branch_counts():
 
 def test_recomputation_is_executed_but_is_no_mathematics():
     layer = lambda x, w: jnp.sin(x @ w)  # noqa: E731
-    loss = lambda f: jax.grad(lambda x, w: f(f(x, w), w).sum(), argnums=(0, 1))  # noqa: E731
+    loss = lambda f: jax.value_and_grad(lambda x, w: f(f(x, w), w).sum(), argnums=(0, 1))  # noqa: E731
     assert _exact(loss(layer), X, W) == 6 * PRODUCT
     assert _exact(loss(jax.checkpoint(layer)), X, W) == 8 * PRODUCT
+
+
+def test_what_nothing_reads_is_not_executed():
+    assert _exact(lambda x, w: (x @ w @ w, x @ w)[1], X, W) == PRODUCT
 
 
 def test_tiles_round_shapes_up_and_full_float32_takes_six_passes():
@@ -148,6 +152,36 @@ def test_traffic_counts_slices_not_what_they_are_taken_from():
     # A turn: the fusion reads and writes a layer and reads a counter, the all-reduce reads and writes a layer, and the
     # condition reads two numbers and writes one byte. Outside: the lonely all-reduce, and the gather's both ends.
     assert traffic(hlo.parse(PROGRAM)) == 5 * (4 * _ROW + 4 + 9) + 2 * _ROW + 9 * _ROW
+
+
+KERNEL = """
+HloModule jit_g, is_scheduled=true
+
+%write_a_layer (p0: f32[5,4,128], p1: f32[1,4,128], p2: s32[]) -> (f32[5,4,128], f32[1,4,128]) {
+  %p0 = f32[5,4,128]{2,1,0} parameter(0)
+  %p1 = f32[1,4,128]{2,1,0} parameter(1)
+  %p2 = s32[] parameter(2)
+  %twice = f32[1,4,128]{2,1,0} add(%p1, %p1)
+  %zero = s32[] constant(0)
+  %written = f32[5,4,128]{2,1,0} dynamic-update-slice(%p0, %twice, %p2, %zero, %zero)
+  ROOT %both = (f32[5,4,128]{2,1,0}, f32[1,4,128]{2,1,0}) tuple(%written, %twice)
+}
+
+ENTRY %main (stack: f32[5,4,128], x: f32[1,4,128], i: s32[]) -> (f32[5,4,128], f32[1,4,128]) {
+  %stack = f32[5,4,128]{2,1,0} parameter(0)
+  %x = f32[1,4,128]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %kernel = (f32[1,4,128]{2,1,0}, f32[9,9]{1,0:S(1)}) custom-call(%x, %x), custom_call_target="tpu_custom_call"
+  %out = f32[1,4,128]{2,1,0} get-tuple-element(%kernel), index=0
+  ROOT %kept = (f32[5,4,128]{2,1,0}, f32[1,4,128]{2,1,0}) fusion(%stack, %out, %i), kind=kLoop, calls=%write_a_layer
+}
+"""
+
+
+def test_traffic_of_a_kernel_and_of_a_slice_that_is_kept_and_passed_on():
+    # The kernel reads two layers and writes one, what it keeps on the chip apart. The fusion reads a layer and a
+    # counter, reads and writes one layer of the stack, and writes another result.
+    assert traffic(hlo.parse(KERNEL)) == 3 * _ROW + _ROW + 4 + 2 * _ROW + _ROW
 
 
 def test_sizes_with_tiles_and_memory_spaces():
@@ -257,6 +291,18 @@ def test_advice_when_it_fits():
     assert "remat=dots" in advice(_plan("full", temporaries=2))[0]
     assert advice(_plan("none", temporaries=2)) == []
     assert advice(_plan("full", temporaries=12)) == []
+
+
+def test_advice_where_attention_takes_the_memorys_time():
+    def advised(image_size, attention):
+        plan = _plan("full", temporaries=12, program=PROGRAM.replace("all-reduce", "negate"))
+        siglip = dataclasses.replace(plan.config.model.siglip, image_size=image_size, attention=attention)
+        config = dataclasses.replace(plan.config, model=dataclasses.replace(plan.config.model, siglip=siglip))
+        plan = dataclasses.replace(plan, config=config, executed=Flops(0.0, 0.0), links={8: 1e6})
+        assert plan.roofline.bound == "memory"
+        return any("attention=fused" in line for line in advice(plan))
+
+    assert advised(8 * 27, "plain") and not advised(8 * 27, "fused") and not advised(8 * 16, "plain")
 
 
 def test_rows_that_should_fit():

@@ -35,8 +35,11 @@ def smooth_config():
     # With a large epsilon an update is as smooth as its gradient; Adam's own turns rounding in a gradient that is zero
     # (a key's bias) into whole steps.
     optimizer = dataclasses.replace(config.optimizer, epsilon=1e-2, warmup_steps=0)
+    vision = dataclasses.replace(config.model.siglip.vision, mlp_width=40)  # over 2 devices the smaller axis is split
+    siglip = dataclasses.replace(config.model.siglip, vision=vision)
     return dataclasses.replace(
         config,
+        model=dataclasses.replace(config.model, siglip=siglip),
         loss=dataclasses.replace(config.loss, generator=0.75, discriminator_start=0),
         optimizer=optimizer,
         discriminator=dataclasses.replace(config.discriminator, channels=8, groups=4),
@@ -175,6 +178,14 @@ def test_matrices_are_split_as_megatron_does_and_stacks_never_along_their_layers
         "fc2": {"kernel": ("tensor", "fsdp")},
         "odd": (None, None),
     }
+
+
+def test_parts_over_fsdp_fill_tiles_where_they_can():
+    kernels = {"fc1": (1152, 4304), "fc2": (4304, 1152), "wide": (1152, 4096), "ragged": (1164, 4304)}
+    leaves = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in kernels.items()}
+    found = {name: tuple(place.spec) for name, place in sharding.place(leaves, mesh_of(2, 4, 1)).items()}
+    rows, columns = ("fsdp", None), (None, "fsdp")
+    assert found == {"fc1": rows, "fc2": columns, "wide": columns, "ragged": columns}
 
 
 def test_rows_go_to_their_positions_however_the_devices_stand():

@@ -123,7 +123,7 @@ def test_big_vision_s_attention_computes_the_same_from_its_layout(params):
         module, leaf = name.removeprefix(prefix).split("/")
         theirs_params.setdefault(module, {})[leaf] = tensors[name]
     theirs = linen.MultiHeadDotProductAttention(num_heads=4).apply({"params": theirs_params}, x[:, :1], x)
-    graphdef = definition(lambda rngs: Attention(32, 4, np.float32, rngs))
+    graphdef = definition(lambda rngs: Attention(32, 4, "plain", np.float32, rngs))
     ours = bind(graphdef, params["vision"]["head"]["attention"])(x[:, :1], x)
     assert_close(ours, theirs, "attention of linen")
 

@@ -161,7 +161,7 @@ class TransformerDecoder(nnx.Module):
         self.linear_in = nnx.Linear(width, config.width, dtype=dtype, rngs=rngs)
         position = nnx.initializers.normal(0.02)(rngs.params(), (grid**2, config.width))
         self.position_embedding = nnx.Param(position)
-        self.encoder = Encoder(tower, dtype, remat, config.depth, rngs)
+        self.encoder = Encoder(tower, "plain", dtype, remat, config.depth, rngs)
         self.norm_out = layer_norm(config.width, dtype, rngs)
         self.linear_out = nnx.Linear(config.width, patch**2 * 3, dtype=dtype, rngs=rngs)
 

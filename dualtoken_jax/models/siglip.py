@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dualtoken_jax.models import bind
+from dualtoken_jax.models.attention import OUTPUT, AttentionKind, attend
 from dualtoken_jax.paths import names
 from dualtoken_jax.sharding import constrain_batch
 
@@ -42,6 +43,8 @@ class SiglipConfig:
     initial_logit_scale: float = 10.0
     initial_logit_bias: float = -10.0
     dtype: Literal["float32", "bfloat16"] = "float32"  # compute type; parameters stay float32
+    # Of the vision tower: plain, or fused by the accelerator's kernel, which rounds otherwise (models/attention.py).
+    attention: AttentionKind = "plain"
     remat: Remat = "none"  # what the backward pass recomputes: nothing, all but matmuls, whole layers
     unroll: int = 1  # layers per scan iteration; more is faster to run and slower to compile
 
@@ -65,8 +68,8 @@ def layer_norm(width: int, dtype, rngs: nnx.Rngs, epsilon: float = 1e-6) -> nnx.
 class Attention(nnx.Module):
     """Multi-head attention of queries `x` over `memory`."""
 
-    def __init__(self, width: int, heads: int, dtype, rngs: nnx.Rngs):
-        self.heads = heads
+    def __init__(self, width: int, heads: int, kind: AttentionKind, dtype, rngs: nnx.Rngs):
+        self.heads, self.kind = heads, kind
         self.query = _linear(width, width, dtype, rngs)
         self.key = _linear(width, width, dtype, rngs)
         self.value = _linear(width, width, dtype, rngs)
@@ -74,7 +77,8 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, memory: jax.Array) -> jax.Array:
         split = lambda t: t.reshape(*t.shape[:-1], self.heads, -1)  # noqa: E731  [B, N, heads, head_dim]
-        mixed = jax.nn.dot_product_attention(split(self.query(x)), split(self.key(memory)), split(self.value(memory)))
+        query, key, value = split(self.query(x)), split(self.key(memory)), split(self.value(memory))
+        mixed = attend(query, key, value, self.kind)
         return self.out(mixed.reshape(x.shape))
 
 
@@ -92,9 +96,9 @@ class Mlp(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm transformer layer, [B, N, C] → [B, N, C]."""
 
-    def __init__(self, config: TowerConfig, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: TowerConfig, kind: AttentionKind, dtype, rngs: nnx.Rngs):
         self.norm1 = layer_norm(config.width, dtype, rngs)
-        self.attention = Attention(config.width, config.heads, dtype, rngs)
+        self.attention = Attention(config.width, config.heads, kind, dtype, rngs)
         self.norm2 = layer_norm(config.width, dtype, rngs)
         self.mlp = Mlp(config.width, config.mlp_width, dtype, rngs)
 
@@ -109,10 +113,13 @@ def _all_but_weights(primitive, *_, **__) -> bool:
     return primitive.name not in ("sharding_constraint", "convert_element_type")
 
 
+_policies = jax.checkpoint_policies
 _REMAT_POLICIES = {
     "none": _all_but_weights,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": _policies.save_from_both_policies(
+        _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names(OUTPUT)
+    ),
+    "full": _policies.nothing_saveable,
 }
 
 
@@ -125,9 +132,9 @@ def _kernels_as(dtype, params):
 class Encoder(nnx.Module):
     """A stack of blocks; every parameter has a leading layer axis [L, ...]."""
 
-    def __init__(self, config: TowerConfig, dtype, remat: Remat, unroll: int, rngs: nnx.Rngs):
+    def __init__(self, config: TowerConfig, kind: AttentionKind, dtype, remat: Remat, unroll: int, rngs: nnx.Rngs):
         self.depth, self.dtype, self.remat, self.unroll = config.depth, dtype, remat, unroll
-        make = nnx.vmap(lambda rngs: Block(config, dtype, rngs), in_axes=0, out_axes=0)
+        make = nnx.vmap(lambda rngs: Block(config, kind, dtype, rngs), in_axes=0, out_axes=0)
         self.layers = nnx.split_rngs(splits=config.depth)(make)(rngs)
 
     def __call__(self, x: jax.Array, start: int = 0, stop: int | None = None) -> jax.Array:
@@ -151,7 +158,7 @@ class AttentionPool(nnx.Module):
 
     def __init__(self, config: TowerConfig, dtype, rngs: nnx.Rngs):
         self.probe = nnx.Param(nnx.initializers.xavier_uniform()(rngs.params(), (1, 1, config.width)))
-        self.attention = Attention(config.width, config.heads, dtype, rngs)
+        self.attention = Attention(config.width, config.heads, "plain", dtype, rngs)  # one query
         self.norm = layer_norm(config.width, dtype, rngs)
         self.mlp = Mlp(config.width, config.mlp_width, dtype, rngs)
 
@@ -179,7 +186,7 @@ class VisionTower(nnx.Module):
         )
         # Learned, but born knowing the plane: from random positions a small tower takes far longer to see shapes.
         self.position_embedding = nnx.Param(sincos_positions(config.grid, tower.width))
-        self.encoder = Encoder(tower, dtype, config.remat, config.unroll, rngs)
+        self.encoder = Encoder(tower, config.attention, dtype, config.remat, config.unroll, rngs)
         self.norm = layer_norm(tower.width, dtype, rngs)
         self.head = AttentionPool(tower, dtype, rngs)
 
@@ -206,7 +213,7 @@ class TextTower(nnx.Module):
         normal = nnx.initializers.normal(0.02)
         self.token_embedding = nnx.Param(normal(rngs.params(), (config.vocabulary, tower.width)))
         self.position_embedding = nnx.Param(normal(rngs.params(), (config.text_length, tower.width)))
-        self.encoder = Encoder(tower, dtype, config.remat, config.unroll, rngs)
+        self.encoder = Encoder(tower, "plain", dtype, config.remat, config.unroll, rngs)  # few tokens
         self.norm = layer_norm(tower.width, dtype, rngs)
         self.head = _linear(tower.width, config.vision.width, dtype, rngs)
         self.dtype = dtype

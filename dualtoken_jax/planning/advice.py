@@ -9,6 +9,7 @@ from dualtoken_jax.planning.figures import Plan
 _GIB = 2**30
 _LIGHTER = {"none": "dots", "dots": "full"}  # the remat policy that keeps less
 _ROOM = 0.6  # of the memory: below this, something could be kept instead of computed again, or the batch be larger
+_TOKENS = 256  # of an image; of so many, attention's weights are no larger than the MLP's activations
 _LARGE = 0.25  # of the memory: above this, the state is worth splitting
 
 
@@ -68,14 +69,16 @@ def _to_be_faster(plan: Plan) -> list[str]:
     lines, bound = [], plan.roofline
     if bound is None:
         return lines
-    used = plan.compiled.total / plan.available
+    used, siglip = plan.compiled.total / plan.available, plan.config.model.siglip
+    if bound.bound == "memory" and siglip.attention == "plain" and siglip.grid**2 > _TOKENS:
+        lines.append("attention writes and reads its weights: --config.model.siglip.attention=fused")
     batch = fitting_rows(plan) * plan.mesh["data"] * plan.mesh["fsdp"]
     if bound.bound != "compute" and batch > plan.config.train.batch_size:
         what = {"memory": "reading and writing memory", "network": "sending"}[bound.bound]
         lines.append(f"{what} takes longest; a larger batch shares it: --config.train.batch_size={batch}")
     if bound.bound == "network" and plan.mesh["fsdp"] > 1:
         lines.append("parameters are gathered for every step; fewer devices may do it: lower mesh.fsdp")
-    if used < _ROOM and plan.config.model.siglip.remat != "none" and bound.bound == "compute":
+    if used < _ROOM and siglip.remat != "none" and bound.bound == "compute":
         lines.append(
             f"{used:.0%} of the memory is used and {plan.executed.exact / plan.model.exact - 1:.0%} is computed again; "
             "keep more: --config.model.siglip.remat=dots"

@@ -12,7 +12,7 @@ from dualtoken_jax.planning import chips, hlo
 from dualtoken_jax.planning.collectives import Collective, collectives
 from dualtoken_jax.planning.flops import Flops
 from dualtoken_jax.planning.roofline import Roofline, network_seconds, roofline
-from dualtoken_jax.planning.step import Compiled, DoesNotFit, Step, compile_step, model_flops, trace_step
+from dualtoken_jax.planning.step import Compiled, DoesNotFit, Step, compile_step, mathematics, model_flops, trace_step
 from dualtoken_jax.planning.traffic import traffic
 
 _TILE = 128  # of a chip without figures
@@ -83,6 +83,7 @@ class Plan:
             "batch_size": images,
             "images_per_device": self.rows,
             "remat": self.config.model.siglip.remat,
+            "attention": self.config.model.siglip.attention,
             "parameters": self.parameters,
             "flops_per_image": {
                 "model": self.model.exact / images,
@@ -145,10 +146,10 @@ class Planner:
         )
 
     def _mathematics(self, config: Config, step: Step, executed: Flops, tile: int) -> Flops:
-        siglip, images = config.model.siglip, config.train.batch_size
-        if siglip.remat == "none":
+        plain, images = mathematics(config), config.train.batch_size
+        if plain == config:
             return executed
-        same = dataclasses.replace(config.model, siglip=dataclasses.replace(siglip, remat="none"))
+        same = plain.model
         if same not in self._model:
             self._model[same] = model_flops(config, tile).times(1 / images)
         return self._model[same].times(images)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.interpreters.partial_eval import dce_jaxpr
 
 _ROWS = 8  # sublanes: a tile of the moving operand has a multiple of so many rows
 # Passes through a bfloat16 matrix unit that a float32 product takes, as XLA's TPU backend splits its factors.
@@ -36,7 +37,11 @@ def count(function: Callable, *shapes, tile: int = 128) -> Flops:
 
 
 def count_jaxpr(jaxpr: Jaxpr, tile: int) -> Flops:
-    """Of one call of a traced function."""
+    """Of one call of a traced function; what nothing reads is not executed, as the compiler sees too."""
+    return _count(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0], tile)
+
+
+def _count(jaxpr: Jaxpr, tile: int) -> Flops:
     return sum((_equation(eqn, tile) for eqn in jaxpr.eqns), Flops(0.0, 0.0))
 
 
@@ -46,10 +51,20 @@ def _equation(eqn, tile: int) -> Flops:
         return _dot(eqn, tile)
     if name == "conv_general_dilated":
         return _convolution(eqn, tile)
-    inner = [count_jaxpr(jaxpr, tile) for jaxpr in _inner(eqn.params)]
+    inner = [_count(jaxpr, tile) for jaxpr in _inner(eqn.params)]
     if name == "cond":  # one branch runs; a plan is about the dearest
         return max(inner, key=lambda flops: flops.exact)
-    return sum(inner, Flops(0.0, 0.0)).times(eqn.params["length"] if name == "scan" else 1)
+    return sum(inner, Flops(0.0, 0.0)).times(_turns(eqn))
+
+
+def _turns(eqn) -> int:
+    """How often the inside of an equation runs, on all devices together."""
+    params = eqn.params
+    if eqn.primitive.name == "pallas_call":  # its inside is one block's
+        return math.prod(params["grid_mapping"].grid)
+    if eqn.primitive.name == "shard_map":  # one device's, of all axes of the mesh
+        return params["mesh"].size
+    return params["length"] if eqn.primitive.name == "scan" else 1
 
 
 def _inner(params: dict) -> Iterator[Jaxpr]:

@@ -4,8 +4,6 @@ Each instruction that is not inside a fusion reads its operands and writes its r
 take, not what they take it from, and arrays that the compiler keeps beside the cores count nothing.
 """
 
-from collections.abc import Iterator
-
 from dualtoken_jax.planning.hlo import Instruction, Module
 
 # They name, group or order what others have written, or run computations that are counted by themselves.
@@ -55,14 +53,17 @@ def _moved(instruction: Instruction, shapes: dict[str, Instruction], module: Mod
 def _fusion(instruction: Instruction, shapes: dict[str, Instruction], module: Module) -> float:
     body = module.computations[instruction.called[0]]
     inner = {one.name: one for one in body}
-    updates = list(_updates(body, inner))
+    results = _results(body, inner)
+    updates = [one for one in results if one.opcode == "dynamic-update-slice"]
     overwritten = {_origin(update.operands[0], inner) for update in updates}
     moved = sum(2.0 * _unpadded(inner[update.operands[1]]) for update in updates)
+    for one, array in zip(results, instruction.arrays, strict=True):
+        moved += 0.0 if array.on_chip or one in updates else float(array.bytes)
     for name, parameter in zip(instruction.operands, _parameters(body), strict=True):
         size = _size(shapes.get(name))
         if parameter.name not in overwritten and size > 0:
             moved += min(size, _read(parameter, body, module, size))
-    return moved + (0.0 if updates else _size(instruction))
+    return moved
 
 
 def _parameters(body: list[Instruction]) -> list[Instruction]:
@@ -85,13 +86,10 @@ def _read(value: Instruction, body: list[Instruction], module: Module, whole: fl
     return total
 
 
-def _updates(body: list[Instruction], inner: dict[str, Instruction]) -> Iterator[Instruction]:
-    """The slices that a fusion writes into arrays which it is given, if that is all that it writes."""
+def _results(body: list[Instruction], inner: dict[str, Instruction]) -> list[Instruction]:
+    """What makes each result of a fusion; a slice written into an array that the fusion is given changes only that."""
     root = next(one for one in body if one.is_root)
-    results = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    found = [inner[_origin(one.name, inner)] for one in results]
-    if all(one.opcode == "dynamic-update-slice" for one in found):
-        yield from found
+    return [inner[_origin(name, inner)] for name in (root.operands if root.opcode == "tuple" else [root.name])]
 
 
 def _origin(name: str, inner: dict[str, Instruction]) -> str:
