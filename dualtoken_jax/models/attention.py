@@ -1,7 +1,7 @@
 """Attention of every query to every key: in plain operations, or fused so that the weights never reach memory.
 
-Plain, a layer writes and reads its softmax, [B, heads, N, N] float32, several times. Fused (FlashAttention, arXiv
-2205.14135; with its backward pass, arXiv 2307.08691) it stays beside the cores, one block at a time.
+Plain, a layer writes and reads its logits, [B, heads, N, N] float32, several times. Fused (FlashAttention, arXiv
+2205.14135 and 2307.08691) they stay beside the cores, one block at a time.
 """
 
 import math
@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 AttentionKind = Literal["plain", "fused"]
 OUTPUT = "fused_attention"  # what a remat policy calls the kernel's output and log-sum-exp, all that its gradient needs
 _LANES = 128  # the kernel's blocks are multiples of it
-_WHOLE = 768  # tokens; up to here one block takes them all, and each array is read once
+_WHOLE = 768  # tokens; up to here one block takes them all, each array is read once, and it compiles for v5e and v6e
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, kind: AttentionKind) -> jax.Array:
@@ -30,7 +30,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, kind: AttentionKi
     if platform == "tpu":
         return splash_attention(query, key, value)
     if platform == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16):
-        return _on_each_device(_cudnn)(query, key, value)
+        return _on_each_device(_cudnn, query.shape[2])(query, key, value)
     return jax.nn.dot_product_attention(query, key, value)
 
 
@@ -41,12 +41,13 @@ def _platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def _on_each_device(kernel):
+def _on_each_device(kernel, heads: int):
     """Kernels of Pallas and cuDNN take one device's rows and heads; the partitioner would gather them all."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return kernel
-    spec = PartitionSpec(("data", "fsdp"), None, "tensor", None)
+    divides = heads % mesh.shape["tensor"] == 0  # otherwise each device of a tensor group takes all heads
+    spec = PartitionSpec(("data", "fsdp"), None, "tensor" if divides else None, None)
     return jax.shard_map(kernel, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)
 
 
@@ -80,7 +81,7 @@ def splash_attention(query: jax.Array, key: jax.Array, value: jax.Array, interpr
         )
         return out.reshape(rows, heads, padded, width).transpose(0, 2, 1, 3)[:, :tokens]
 
-    return _on_each_device(local)(query, key, value)
+    return _on_each_device(local, query.shape[2])(query, key, value)
 
 
 def _up(size: int, multiple: int) -> int:

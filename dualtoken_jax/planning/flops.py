@@ -1,6 +1,7 @@
 """Counts the matrix multiplications of a traced function: two operations per multiply-add, loops multiplied out.
 
 Everything else (norms, softmax, elementwise, gathers) counts nothing: it costs bandwidth, not matrix units.
+Pallas kernels count, all their blocks; cuDNN's attention, which shows nothing of itself, does not.
 """
 
 import dataclasses
