@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 from absl import app, flags
-from ml_collections import config_flags
 
+from dualtoken_jax import exit_codes, recipe_flag
 from dualtoken_jax.planning.topology import LOCAL, TopologyError, find_devices, prepare_environment
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/tokenizer.py", "Recipe, with ':VARIANT' after the file.")
+_CONFIG = recipe_flag.define_recipe("configs/tokenizer.py")
+flags.declare_key_flag("config")  # for --help
 _TOPOLOGY = flags.DEFINE_string(
     "topology", LOCAL, "TPU slice as kind and chips along each axis, such as v5e:2x4; 'local' is this machine."
 )
@@ -32,7 +33,8 @@ _EFFORT = flags.DEFINE_enum(
 def main(argv: list[str]) -> None:
     """Prints the plan; exits with 1 where nothing fits or something is wrong."""
     if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; settings look like --config.train.batch_size=256")
+        print(f"error: unknown arguments {argv[1:]}; settings look like --config.train.batch_size=256", file=sys.stderr)
+        sys.exit(exit_codes.USAGE)
     logging.getLogger("absl").setLevel(logging.WARNING)
     prepare_environment(_TOPOLOGY.value)
     from dualtoken_jax import config as config_lib
@@ -76,4 +78,4 @@ def _version(package: str) -> str | None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=recipe_flag.parse)
