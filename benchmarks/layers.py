@@ -1,4 +1,4 @@
-"""Why convolution.py and group_norm.py are as they are: each layer's ways, timed in turns, with their largest error.
+"""Why convolution.py, group_norm.py and VGG's halving are as they are: each one's ways, timed in turns, with errors.
 
     python -m benchmarks.layers
 
@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from benchmarks.machine import circumstances
-from dualtoken_jax.models.convolution import _convolve, kernel_gradient
+from dualtoken_jax.models.convolution import _convolve, image_gradient, kernel_gradient
 from dualtoken_jax.models.group_norm import GroupNorm
+from dualtoken_jax.models.vgg import _halved
 
 CONVOLUTIONS = ((224, 64), (112, 64), (56, 256), (28, 256), (14, 512))  # side and channels
 
@@ -52,6 +53,32 @@ def convolution_weights(side: int, channels: int) -> tuple[dict, tuple, float]:
         "nine products": transposed(by_products),
     }
     return found | {"products of rows (ours)": lambda x, g: kernel_gradient(x, g, 3, 1)}, (x, gradient), count
+
+
+def convolution_image(side: int, channels: int) -> tuple[dict, tuple, float]:
+    """Of the gradient with respect to the image, inside a cond, where the discriminator's are."""
+    _, (x, kernel), count = convolution_forward(side, channels)
+    ways = {
+        "JAX's transposition": lambda k, g: jax.linear_transpose(lambda x: _convolve(x, k, 1), x)(g)[0],
+        "turned kernel (ours)": lambda k, g: image_gradient(k, g, x.shape, 1),
+    }
+    inside = lambda way: lambda k, g: jax.lax.cond(g[0, 0, 0, 0] < jnp.inf, way, lambda k, g: 0 * g, k, g)  # noqa: E731
+    return {name: inside(way) for name, way in ways.items()}, (kernel, x), count
+
+
+def halving(side: int, channels: int) -> tuple[dict, tuple, float]:
+    """The maxima of 2×2 windows of what a ReLU gives, both passes."""
+    x = jax.nn.relu(jax.random.normal(jax.random.key(0), (2, side, side, channels)))
+    ways = {"reduce-window": lambda x: nnx.max_pool(x, (2, 2), strides=(2, 2)), "four slices (ours)": _halved}
+
+    def both(way):
+        def run(x):
+            y, pullback = jax.vjp(lambda x: way(jax.nn.relu(x)), x)
+            return pullback(y)[0]
+
+        return run
+
+    return {name: both(way) for name, way in ways.items()}, (x,), 0.0
 
 
 def group_norm(side: int, channels: int, both: bool) -> tuple[dict, tuple, float]:
@@ -105,9 +132,14 @@ def main() -> None:
     flags = parser.parse_args()
     results = {}
     for side, channels in CONVOLUTIONS:
-        shape = f"{side}² × {channels}"
-        results[f"convolution, {shape}"] = timed(*convolution_forward(side, channels), flags.rounds)
-        results[f"its weights' gradient, {shape}"] = timed(*convolution_weights(side, channels), flags.rounds)
+        for name, of in (
+            ("convolution", convolution_forward),
+            ("its weights' gradient", convolution_weights),
+            ("its image's gradient inside a cond", convolution_image),
+        ):
+            results[f"{name}, {side}² × {channels}"] = timed(*of(side, channels), flags.rounds)
+    for side, channels in CONVOLUTIONS[:3]:
+        results[f"maxima of 2×2, both passes, {side}² × {channels}"] = timed(*halving(side, channels), flags.rounds)
     for side, channels in CONVOLUTIONS[::2]:
         for both in (False, True):
             name = f"GroupNorm and SiLU, {side}² × {channels}, {'both passes' if both else 'forward'}"
