@@ -52,12 +52,12 @@ def _error(found, true):
     return max(np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(found, true, strict=True))
 
 
-@pytest.mark.parametrize("tokens", [37, 128])
+@pytest.mark.parametrize(("tokens", "causal"), [(37, False), (37, True), (128, False)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-6), (jnp.bfloat16, 6e-3)])
-def test_values_and_gradients(tokens, dtype, tolerance):
+def test_values_and_gradients(tokens, causal, dtype, tolerance):
     arrays = _arrays(tokens, dtype)
-    true = _with_gradients(_plain, *[x.astype(jnp.float32) for x in arrays])
-    error = _error(_with_gradients(_interpreted, *arrays), true)
+    true = _with_gradients(partial(_plain, causal=causal), *[x.astype(jnp.float32) for x in arrays])
+    error = _error(_with_gradients(partial(_interpreted, causal=causal), *arrays), true)
     assert (
         error < tolerance
     )  # bfloat16's own rounding is 2^-9, 2e-3; the plain form's error is 2.4e-3, this one's 3.5e-3

@@ -81,7 +81,7 @@ class Branch(nnx.Module):
 
     def __init__(self, config: DualTokenConfig, branch: str, rngs: nnx.Rngs):
         width, code = config.siglip.vision.width, config.quantizer(branch).channels
-        options = {"dtype": jnp.dtype(config.siglip.dtype), "rngs": rngs}
+        options = {"attention": config.siglip.attention, "dtype": jnp.dtype(config.siglip.dtype), "rngs": rngs}
         causal = config.post_attention == "causal"
         self.down = projection(config.projection, width, code, causal=False, **options)
         self.up = projection(config.projection, code, width, causal=causal, **options)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dualtoken_jax.models.attention import AttentionKind, attend
 from dualtoken_jax.models.siglip import layer_norm
 from dualtoken_jax.sharding import constrain_batch
 
@@ -18,11 +19,12 @@ class AttentionProjection(nnx.Module):
     Going down, the heads' outputs are averaged (head_dim = outputs); going up, they are concatenated.
     """
 
-    def __init__(self, inputs: int, outputs: int, causal: bool, dtype, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, causal: bool, attention: AttentionKind, dtype, rngs: nnx.Rngs):
         wide, narrow = max(inputs, outputs), min(inputs, outputs)
         if wide % narrow:
             raise ValueError(f"projection widths must divide one another, got {inputs} → {outputs}")
         self.heads, self.causal, self.down = wide // narrow, causal, inputs > outputs
+        self.kind = attention
         self.norm1 = layer_norm(inputs, dtype, rngs, epsilon=1e-5)
         self.norm2 = layer_norm(outputs, dtype, rngs, epsilon=1e-5)
         self.norm3 = layer_norm(inputs, dtype, rngs, epsilon=1e-5)
@@ -37,7 +39,7 @@ class AttentionProjection(nnx.Module):
         query, key, value = jnp.split(self.qkv(x), 3, axis=-1)
         query, value = query + self.query_bias[...].astype(x.dtype), value + self.value_bias[...].astype(x.dtype)
         split = lambda t: t.reshape(*t.shape[:-1], self.heads, -1)  # noqa: E731  [B, N, heads, head_dim]
-        mixed = jax.nn.dot_product_attention(split(query), split(key), split(value), is_causal=self.causal)
+        mixed = attend(split(query), split(key), split(value), self.kind, self.causal)
         mixed = mixed.mean(axis=-2) if self.down else mixed.reshape(*x.shape[:-1], -1)
         return self.attention_out(mixed)
 
@@ -67,10 +69,12 @@ class Identity(nnx.Module):
         return x
 
 
-def projection(kind: Kind, inputs: int, outputs: int, *, causal: bool, dtype, rngs: nnx.Rngs) -> nnx.Module:
+def projection(
+    kind: Kind, inputs: int, outputs: int, *, causal: bool, attention: AttentionKind, dtype, rngs: nnx.Rngs
+) -> nnx.Module:
     """The projection of that kind; raises ValueError where the widths do not allow it."""
     if kind == "attention":
-        return AttentionProjection(inputs, outputs, causal, dtype, rngs)
+        return AttentionProjection(inputs, outputs, causal, attention, dtype, rngs)
     if kind == "linear":
         return nnx.Linear(inputs, outputs, dtype=dtype, rngs=rngs)
     if inputs != outputs:

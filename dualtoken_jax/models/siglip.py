@@ -43,7 +43,8 @@ class SiglipConfig:
     initial_logit_scale: float = 10.0
     initial_logit_bias: float = -10.0
     dtype: Literal["float32", "bfloat16"] = "float32"  # compute type; parameters stay float32
-    # Of the vision tower: plain, or fused by the accelerator's kernel, which rounds otherwise (models/attention.py).
+    # Of the vision tower and the codebooks' projections: plain, or fused by the accelerator's kernel, which rounds
+    # otherwise (models/attention.py).
     attention: AttentionKind = "plain"
     remat: Remat = "none"  # what the backward pass recomputes: nothing, all but matmuls, whole layers
     unroll: int = 1  # layers per scan iteration; more is faster to run and slower to compile
