@@ -4,6 +4,8 @@ Each instruction that is not inside a fusion reads its operands and writes its r
 take, not what they take it from, and arrays that the compiler keeps beside the cores count nothing.
 """
 
+from collections.abc import Iterator
+
 from dualtoken_jax.planning.hlo import Instruction, Module
 
 # They name, group or order what others have written, or run computations that are counted by themselves.
@@ -17,13 +19,17 @@ _RENAMES = {"bitcast", "reshape", "copy", "convert"}
 
 def traffic(module: Module) -> float:
     """Bytes read and written by one device in one step."""
+    return sum(moved for _, moved in moves(module))
+
+
+def moves(module: Module) -> Iterator[tuple[Instruction, float]]:
+    """The bytes of each instruction, over all the times that it runs in one step."""
     runs, fused = module.runs(), _fused(module)
-    total = 0.0
     for name, instructions in module.computations.items():
         if runs[name] and name not in fused:
             shapes = {instruction.name: instruction for instruction in instructions}
-            total += runs[name] * sum(_moved(one, shapes, module) for one in instructions)
-    return total
+            for instruction in instructions:
+                yield instruction, runs[name] * _moved(instruction, shapes, module)
 
 
 def _fused(module: Module) -> set[str]:
