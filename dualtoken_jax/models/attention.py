@@ -14,6 +14,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import PartitionSpec
 
+from dualtoken_jax.sharding import BATCH
+
 AttentionKind = Literal["plain", "fused"]
 OUTPUT = "fused_attention"  # what a remat policy calls the kernel's output and log-sum-exp, all that its gradient needs
 _LANES = 128  # the kernel's blocks are multiples of it
@@ -47,7 +49,7 @@ def _on_each_device(kernel, heads: int):
     if mesh.empty:
         return kernel
     divides = heads % mesh.shape["tensor"] == 0  # otherwise each device of a tensor group takes all heads
-    spec = PartitionSpec(("data", "fsdp"), None, "tensor" if divides else None, None)
+    spec = PartitionSpec(*BATCH, None, "tensor" if divides else None, None)
     return jax.shard_map(kernel, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)
 
 

@@ -1,7 +1,7 @@
 """GroupNorm followed by an elementwise activation, whose backward pass keeps nothing but the input.
 
-XLA would keep the normalised values and the activation's derivative too, and on a CPU its sums over channels within a
-group are six times slower than sums over positions (measured: benchmarks/README.md).
+XLA would keep the normalised values and the activation's derivative too, twice the memory, and on a CPU both passes of
+a large picture take over twice the time (measured: benchmarks/README.md).
 """
 
 from collections.abc import Callable

@@ -84,8 +84,8 @@ class Vgg16(nnx.Module):
 def _halved(x: jax.Array) -> jax.Array:
     """Maxima of 2×2 windows; an odd last row or column is left out.
 
-    Not a reduce-window, whose gradient is a scatter (on a CPU twenty times as slow). Equal maxima share the gradient
-    where torch's first one takes it; after a ReLU most of them are zeros, which hand none on.
+    Not a reduce-window, whose gradient is a scatter (on a CPU 3 to 12 times as slow: benchmarks/README.md). Equal
+    maxima share the gradient where torch's first one takes it; after a ReLU most of them are zeros, which hand none on.
     """
     x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
     corners = [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
