@@ -65,7 +65,7 @@ class Clock:
         self._turn_to(self._kind)
         self._write()
 
-    def step(self, step: int, result: jax.Array | None = None) -> None:
+    def step(self, step: int, result: jax.Array) -> None:
         """That many steps are dispatched; `result` is the last one's, for which nobody waits here."""
         self._step, self._dispatched = step, result
         self._turn_to("step")
